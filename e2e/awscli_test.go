@@ -232,6 +232,7 @@ func (c *awsCLI) page(bucket, prefix, delimiter string, pageSize int) (map[strin
 		}
 		CommonPrefixes []struct{ Prefix string }
 	}
+
 	args := []string{"list-objects-v2", "--bucket", bucket, "--prefix", prefix, "--page-size", strconv.Itoa(pageSize)}
 	if delimiter != "" {
 		args = append(args, "--delimiter", delimiter)
@@ -239,10 +240,12 @@ func (c *awsCLI) page(bucket, prefix, delimiter string, pageSize int) (map[strin
 	if err := c.answer(&answer, args...); err != nil {
 		return nil, nil, err
 	}
+
 	sizes, prefixes := make(map[string]int64), []string(nil)
 	for _, object := range answer.Contents {
 		sizes[object.Key] = object.Size
 	}
+
 	for _, p := range answer.CommonPrefixes {
 		prefixes = append(prefixes, p.Prefix)
 	}
@@ -315,14 +318,17 @@ func (c *awsCLI) removeMany(bucket string, keys []string) error {
 	for _, key := range keys {
 		request.Objects = append(request.Objects, struct{ Key string }{key})
 	}
+
 	text, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
+
 	var answer struct{ Deleted, Errors []any }
 	if err := c.answer(&answer, "delete-objects", "--bucket", bucket, "--delete", string(text)); err != nil {
 		return err
 	}
+
 	if len(answer.Deleted) != len(keys) || len(answer.Errors) > 0 {
 		return fmt.Errorf("%d of %d deleted, %d errors", len(answer.Deleted), len(keys), len(answer.Errors))
 	}

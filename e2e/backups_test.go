@@ -33,10 +33,12 @@ func duplicityBackup(t *testing.T, u *use) {
 	options := []string{
 		"--no-encryption", "--volsize", "2", "--archive-dir", t.TempDir(), "--s3-endpoint-url", u.c.endpoint.url, "--s3-region-name", region,
 	}
+
 	at, env := "boto3+s3://"+u.bucket+"/backup", u.awsEnvironment("HOME="+t.TempDir())
 	run := func(t *testing.T, args ...string) string {
 		return must(t, env, "duplicity", append(args, options...)...)
 	}
+
 	u.does(t, "round trip", func(t *testing.T) {
 		run(t, "full", dir, at)
 		writeRandom(t, filepath.Join(dir, "more"), mib)
@@ -44,6 +46,7 @@ func duplicityBackup(t *testing.T, u *use) {
 		run(t, "restore", at, restored)
 		sameTree(t, dir, restored)
 	})
+
 	u.does(t, "verify", func(t *testing.T) {
 		if out := run(t, "verify", "--compare-data", at, dir); !strings.Contains(out, " 0 differences found") {
 			t.Error(out)
@@ -61,6 +64,7 @@ func litestreamReplica(t *testing.T, u *use) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	litestream := filepath.Join(os.Getenv("E2E_BIN"), "litestream")
 	u.does(t, "round trip", func(t *testing.T) {
 		for _, rows := range []string{"20000", "7"} {
@@ -73,6 +77,7 @@ func litestreamReplica(t *testing.T, u *use) {
 			t.Errorf("restored %s, not %s", got, want)
 		}
 	})
+
 	u.does(t, "listing", func(t *testing.T) {
 		if out := must(t, u.awsEnvironment(), litestream, "ltx", "-config", config, database); strings.Count(out, "\n") < 3 {
 			t.Errorf("litestream finds %q", out)

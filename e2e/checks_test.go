@@ -101,6 +101,7 @@ func checkRoundTrip(t *testing.T, s *session) {
 		}
 		return
 	}
+
 	for _, body := range s.Bodies {
 		if err := s.client.put(s.bucket, "bodies/"+body.Name, body.data); err != nil {
 			t.Errorf("storing %s: %v", body.Name, err)
@@ -152,10 +153,12 @@ func checkRanges(t *testing.T, s *session) {
 		}
 		return
 	}
+
 	r, ok := s.client.(ranger)
 	if !ok {
 		notApplicable(t)
 	}
+
 	for spec, want := range map[string][]byte{
 		"0-0":             body.data[:1],
 		"0-99":            body.data[:100],
@@ -171,6 +174,7 @@ func checkRanges(t *testing.T, s *session) {
 		got, err := r.getRange(s.bucket, key, spec)
 		same(t, spec, got, err, want)
 	}
+
 	if _, ok := s.client.(*rclone); ok {
 		return // it knows the size and asks for no more
 	}
@@ -178,6 +182,7 @@ func checkRanges(t *testing.T, s *session) {
 		got, err := r.getRange(s.bucket, key, spec)
 		same(t, spec, got, err, want)
 	}
+
 	for _, spec := range []string{"1048576-", "2000000-3000000"} {
 		if got, err := r.getRange(s.bucket, key, spec); !refusedAs(err, http.StatusRequestedRangeNotSatisfiable, "InvalidRange") {
 			t.Errorf("%s, beyond the end: %d bytes, %v", spec, len(got), err)
@@ -190,6 +195,7 @@ func checkListing(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	all, top := make(map[string]int64), make(map[string]int64)
 	var prefixes []string
 	for i := range 23 {
@@ -206,10 +212,12 @@ func checkListing(t *testing.T, s *session) {
 			t.Fatal(err)
 		}
 	}
+
 	sizes, gotPrefixes, err := p.page(s.bucket, "list/", "", 7)
 	if err != nil || len(gotPrefixes) != 0 || !maps.Equal(sizes, all) {
 		t.Errorf("in pages of 7: %v, %v, %v\nwant: %v", sizes, gotPrefixes, err, all)
 	}
+
 	sizes, gotPrefixes, err = p.page(s.bucket, "list/", "/", 7)
 	slices.Sort(gotPrefixes)
 	if err != nil || !slices.Equal(gotPrefixes, prefixes) || !maps.Equal(sizes, top) {
@@ -224,10 +232,12 @@ func checkSync(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	dir, back := t.TempDir(), t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS(s.Dir)); err != nil {
 		t.Fatal(err)
 	}
+
 	// Modification times of objects are in whole seconds. A client may copy
 	// a file again if it is as new as its copy.
 	for _, body := range s.Bodies {
@@ -235,12 +245,14 @@ func checkSync(t *testing.T, s *session) {
 			t.Fatal(err)
 		}
 	}
+
 	count := func(what string, copied int, err error, want int) {
 		t.Helper()
 		if err != nil || copied != want {
 			t.Errorf("%s copied %d files, not %d: %v", what, copied, want, err)
 		}
 	}
+
 	copied, err := c.sync(dir, s.bucket, "sync/")
 	count("the first sync up", copied, err, len(s.Bodies))
 	copied, err = c.sync(dir, s.bucket, "sync/")
@@ -256,6 +268,7 @@ func checkSync(t *testing.T, s *session) {
 	if err := os.WriteFile(filepath.Join(dir, "random-1"), []byte("now more than one byte"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	copied, err = c.sync(dir, s.bucket, "sync/")
 	count("a sync after a change", copied, err, 1)
 	if r, ok := s.client.(*rclone); ok {
@@ -275,6 +288,7 @@ func checkOddKeys(t *testing.T, s *session) {
 	case *rclone, *mc: // they take a key that ends in "/" for a directory
 		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasSuffix(key, "/") })
 	}
+
 	single := keys
 	if b, ok := s.client.(bulk); ok {
 		dir, back := t.TempDir(), t.TempDir()
@@ -299,6 +313,7 @@ func checkOddKeys(t *testing.T, s *session) {
 			}
 		}
 	}
+
 	for _, key := range single {
 		if err := s.client.put(s.bucket, key, []byte(smallText+key)); err != nil {
 			t.Errorf("storing %q: %v", key, err)
@@ -307,10 +322,12 @@ func checkOddKeys(t *testing.T, s *session) {
 		got, err := s.client.get(s.bucket, key)
 		same(t, fmt.Sprintf("%q", key), got, err, []byte(smallText+key))
 	}
+
 	sizes, err := s.client.list(s.bucket, "odd/")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, key := range keys {
 		if sizes[key] != int64(len(smallText+key)) {
 			t.Errorf("%q is listed with %d bytes, not %d", key, sizes[key], len(smallText+key))
@@ -319,6 +336,7 @@ func checkOddKeys(t *testing.T, s *session) {
 			t.Errorf("%q has not been stored under this key: %v", key, err)
 		}
 	}
+
 	if len(sizes) != len(keys) {
 		t.Errorf("%d keys are listed, not %d: %q", len(sizes), len(keys), slices.Sorted(maps.Keys(sizes)))
 	}
@@ -329,6 +347,7 @@ func checkPresigned(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	body := s.body(t, "random-65497")
 	const hour = time.Hour
 	plain := &http.Client{Transport: &http.Transport{TLSClientConfig: trust(s.endpoint)}}
@@ -354,6 +373,7 @@ func checkPresigned(t *testing.T, s *session) {
 	if _, err := s.judge.head(s.bucket, "presigned"); !refusedAs(err, http.StatusNotFound, "NotFound") {
 		t.Errorf("after a PUT that was refused: %v", err)
 	}
+
 	fetch(t, plain, http.MethodPut, put, body.data, http.StatusOK, nil)
 	got, err := s.client.get(s.bucket, "presigned")
 	same(t, "stored by a presigned PUT", got, err, body.data)
@@ -385,6 +405,7 @@ func tampered(t *testing.T, url, what string) string {
 	case "expiry":
 		changed = strings.Replace(url, "X-Amz-Expires=3600", "X-Amz-Expires=7200", 1)
 	}
+
 	if changed == url {
 		t.Fatalf("no %s to change in the presigned URL", what)
 	}
@@ -399,6 +420,7 @@ func fetch(t *testing.T, c *http.Client, method, url string, body []byte, status
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	response, err := c.Do(request)
 	if err != nil {
 		t.Error(err)
@@ -418,6 +440,7 @@ func checkMetadata(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	want := attributes{
 		contentType: "text/x-e2e", cacheControl: "max-age=60, private", disposition: `attachment; filename="a b.txt"`,
 		contentEncoding: "gzip", contentLanguage: "de-AT", metadata: map[string]string{"color": "dark blue", "shape-of-it": "a=b;c"},
@@ -425,14 +448,17 @@ func checkMetadata(t *testing.T, s *session) {
 	if err := c.putWith(s.bucket, "metadata", []byte(smallText), want); err != nil {
 		t.Fatal(err)
 	}
+
 	h, ok := s.client.(header)
 	if !ok {
 		h = s.judge
 	}
+
 	got, err := h.head(s.bucket, "metadata")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, value := range got.metadata {
 		if strings.Contains(name, "cmek") {
 			t.Errorf("the proxy's own metadata is shown: %s", name)
@@ -441,11 +467,13 @@ func checkMetadata(t *testing.T, s *session) {
 			t.Errorf("metadata that was not set: %s: %s", name, value)
 		}
 	}
+
 	for name, value := range want.metadata {
 		if got.metadata[name] != value {
 			t.Errorf("metadata %s is %q, not %q", name, got.metadata[name], value)
 		}
 	}
+
 	for name, pair := range map[string][2]string{
 		"Content-Type":        {got.contentType, want.contentType},
 		"Cache-Control":       {got.cacheControl, want.cacheControl},
@@ -461,6 +489,7 @@ func checkMetadata(t *testing.T, s *session) {
 			t.Errorf("%s is %q, not %q", name, pair[0], pair[1])
 		}
 	}
+
 	if got.size != int64(len(smallText)) {
 		t.Errorf("%d bytes", got.size)
 	}
@@ -471,6 +500,7 @@ func checkChecksums(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	for _, name := range []string{"random-0", "random-65497", "random-1048576"} {
 		body := s.body(t, name)
 		got, _, err := c.getVerified(s.bucket, "bodies/"+name)
@@ -494,6 +524,7 @@ func checkChecksums(t *testing.T, s *session) {
 			}
 		}
 	}
+
 	for _, algorithm := range c.algorithms() {
 		key := "checksums/wrong-" + algorithm
 		wrong := checksum(t, algorithm, []byte("something else"))
@@ -527,16 +558,19 @@ func checkContentMD5(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	body := s.body(t, "random-65497")
 	if err := c.putMD5(s.bucket, "md5", body.data, checksum(t, "MD5", body.data)); err != nil {
 		t.Fatal(err)
 	}
+
 	wrong := checksum(t, "MD5", []byte("something else"))
 	for _, key := range []string{"md5", "md5-new"} {
 		if err := c.putMD5(s.bucket, key, []byte(smallText), wrong); !refusedAs(err, http.StatusBadRequest, "BadDigest") {
 			t.Errorf("a wrong Content-MD5: %v", err)
 		}
 	}
+
 	got, err := s.client.get(s.bucket, "md5")
 	same(t, "what a refused PUT would have replaced", got, err, body.data)
 	if _, err := s.judge.head(s.bucket, "md5-new"); !refusedAs(err, http.StatusNotFound, "NotFound") {
@@ -549,14 +583,17 @@ func checkConditions(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	const key = "conditions"
 	if err := s.client.put(s.bucket, key, []byte(smallText)); err != nil {
 		t.Fatal(err)
 	}
+
 	a, err := s.client.(header).head(s.bucket, key)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	other := `"0123456789abcdef0123456789abcdef"`
 	got, err := c.getIf(s.bucket, key, condition{ifMatch: a.etag})
 	same(t, "If-Match the ETag that is shown", got, err, []byte(smallText))
@@ -565,6 +602,7 @@ func checkConditions(t *testing.T, s *session) {
 	if _, err := c.getIf(s.bucket, key, condition{ifNoneMatch: a.etag}); !refusedAs(err, http.StatusNotModified, "NotModified") {
 		t.Errorf("If-None-Match the ETag that is shown: %v", err)
 	}
+
 	if _, err := c.getIf(s.bucket, key, condition{ifMatch: other}); !refusedAs(err, http.StatusPreconditionFailed, "PreconditionFailed") {
 		t.Errorf("If-Match another ETag: %v", err)
 	}
@@ -583,6 +621,7 @@ func checkConditions(t *testing.T, s *session) {
 	} else if !refusedAs(err, http.StatusPreconditionFailed, "PreconditionFailed") && !s.hungUp(err) {
 		t.Errorf("a PUT with If-Match another ETag: %v", err)
 	}
+
 	got, err = s.client.get(s.bucket, key)
 	same(t, "after refused PUTs", got, err, []byte(smallText))
 	if err := c.putIf(s.bucket, key, []byte("replaced"), condition{ifMatch: a.etag}); err != nil {
@@ -613,11 +652,13 @@ func checkDelete(t *testing.T, s *session) {
 	if err := s.client.remove(s.bucket, keys[0]); err != nil {
 		t.Error(err)
 	}
+
 	if _, err := s.client.get(s.bucket, keys[0]); err == nil {
 		t.Error("a deleted object was read")
 	} else if e := (*apiError)(nil); errors.As(err, &e) && !refusedAs(err, http.StatusNotFound, "NoSuchKey", "NotFound") {
 		t.Errorf("reading a deleted object: %v", err)
 	}
+
 	if sizes, err := s.judge.list(s.bucket, "delete/"); err != nil || len(sizes) != 4 {
 		t.Errorf("after deleting one of five: %v, %v", sizes, err)
 	}
@@ -629,6 +670,7 @@ func checkDelete(t *testing.T, s *session) {
 			t.Errorf("after deleting all: %v, %v", sizes, err)
 		}
 	}
+
 	if b, ok := s.client.(bucketRemover); ok {
 		if err := b.removeBucket(s.bucket); err == nil {
 			t.Error("a bucket that is not empty was deleted")
@@ -664,6 +706,7 @@ func checkCredentials(t *testing.T, s *session) {
 			t.Errorf("%s: read", name)
 		}
 	}
+
 	if _, err := s.judge.head(s.bucket, "stranger"); !refusedAs(err, http.StatusNotFound, "NotFound") {
 		t.Errorf("what a stranger stored: %v", err)
 	}

@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// chosenScript uses boto3 with a chosen key and encryption context for a
-// single-PUT object and a multipart object, whose parts go to two replicas
-// in turn. It prints the key of each object.
+// chosenScript uses boto3 with a chosen key, and partly with an encryption
+// context, for single-PUT and multipart objects. The parts of one upload go
+// to two proxies in turn. It prints the key of each object.
 const chosenScript = `
 import base64, boto3, io, json, os, sys
 region, access, secret, bucket, ca = sys.argv[1:6]
@@ -42,11 +42,13 @@ func TestChosenKeys(t *testing.T) {
 	if !s.proxied {
 		t.Skip("the store has no such key")
 	}
-	e := s.endpoints[1] // TLS; also has two replicas
+
+	e := s.endpoints[1] // TLS; the boto3 script also uses the other proxy
 	const bucket = "chosen"
 	if err := newGoSDK(e).createBucket(bucket); err != nil {
 		t.Fatal(err)
 	}
+
 	if selected("boto3") {
 		out, err := exec.CommandContext(t.Context(), pythonCommand(), "-c", chosenScript, region, e.accessKey, e.secret, bucket, e.ca, e.url, s.endpoints[0].url).CombinedOutput()
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
@@ -58,6 +60,7 @@ func TestChosenKeys(t *testing.T) {
 			t.Errorf("boto3: the objects are under %v", keys)
 		}
 	}
+
 	if selected("aws-cli") {
 		dir := t.TempDir()
 		text := make([]byte, 9<<20) // large enough for a multipart upload

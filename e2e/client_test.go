@@ -161,12 +161,14 @@ func toolError(err error) error {
 	if strings.Contains(e.text, "Unknown options") {
 		return errUnknownOption
 	}
+
 	if m := errorStatus.FindStringSubmatch(e.text); m != nil {
 		_, _ = fmt.Sscan(m[1], &e.status)
 	}
 	if m := errorCode.FindStringSubmatch(e.text); m != nil {
 		e.code = m[1]
 	}
+
 	if e.code == "" && e.status == 0 {
 		return err
 	}

@@ -50,6 +50,7 @@ func TestConformance(t *testing.T) {
 	if some == "" {
 		maps.Copy(verdicts, runFunctional(t))
 	}
+
 	expected := readExpected(t)
 	for _, name := range slices.Sorted(maps.Keys(verdicts)) {
 		reason, listed := expected.reasons[name]
@@ -62,6 +63,7 @@ func TestConformance(t *testing.T) {
 			delete(expected.reasons, name)
 		}
 	}
+
 	if some != "" {
 		return
 	}
@@ -70,6 +72,7 @@ func TestConformance(t *testing.T) {
 			t.Errorf("%s names %s, which the suite does not have", suiteExpected, name)
 		}
 	}
+
 	if os.Getenv("E2E_UPDATE") != "" {
 		expected.write(t)
 	}
@@ -117,6 +120,7 @@ func suiteCases(t *testing.T) []suiteCase {
 			}
 		}
 	}
+
 	if len(cases) < 600 {
 		t.Fatalf("the suite has %d cases", len(cases))
 	}
@@ -147,12 +151,14 @@ func runSuite(t *testing.T, cases []suiteCase) map[string]verdict {
 			}
 		})
 	}
+
 	for i, c := range cases {
 		queue <- c
 		if i%100 == 99 {
 			fmt.Printf("conformance: %d of %d cases\n", i+1, len(cases))
 		}
 	}
+
 	close(queue)
 	workers.Wait()
 	return verdicts
@@ -174,6 +180,7 @@ func runFunctional(t *testing.T) map[string]verdict {
 		}
 		verdicts[name] = verdict{failure, got}
 	}
+
 	if len(verdicts) < 50 {
 		t.Errorf("%d functional tests have run", len(verdicts))
 	}
@@ -246,6 +253,7 @@ func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
 	if c.versioned {
 		args = append(args, "--versioning-enabled")
 	}
+
 	out, err := runSuiteCommand(t, e, args...)
 	for _, dir := range []string{l.store.dir, l.store.versions} {
 		left, _ := filepath.Glob(filepath.Join(dir, "*"))
@@ -258,6 +266,7 @@ func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
 	if err == nil {
 		return ""
 	}
+
 	if failure := regexp.MustCompile(`(?m)^FAIL +[^:]+: (.*)`).FindStringSubmatch(out); failure != nil {
 		return failure[1]
 	}
@@ -269,8 +278,8 @@ func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
 
 var colors = regexp.MustCompile("\x1b\\[[0-9]*m")
 
-// runSuiteCommand runs the suite with the store's own program in the path,
-// because the suite creates users with it.
+// runSuiteCommand runs the suite in the directory of the store's program,
+// because the suite uses that program to create users.
 func runSuiteCommand(t *testing.T, e endpoint, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), suiteCaseLimit)
 	defer cancel()
@@ -295,6 +304,7 @@ func readExpected(t *testing.T) expectations {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	e := expectations{reasons: make(map[string]string)}
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSpace(line)
@@ -352,12 +362,14 @@ func conformanceSection(verdicts map[string]verdict, e expectations) string {
 			byReason[e.reasons[name]] = append(byReason[e.reasons[name]], "`"+name+"`")
 		}
 	}
+
 	var b strings.Builder
 	fmt.Fprintf(&b, "The suite of %s %s and the functional tests of minio-go %s have %d cases: %d pass at the store, and %d of these through the proxy.",
 		suite, moduleVersion(suite), moduleVersion("github.com/minio/minio-go/v7"), len(verdicts), store, both)
 	if gained > 0 {
 		fmt.Fprintf(&b, " %d pass through the proxy only.", gained)
 	}
+
 	b.WriteString(" The others, and why:\n")
 	for _, reason := range e.order {
 		if names := byReason[reason]; len(names) > 0 {

@@ -18,14 +18,17 @@ func checkMultipart(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	large := s.Large
 	if err := c.putLarge(s.bucket, "large", large.File); err != nil {
 		t.Fatal(err)
 	}
+
 	a, err := s.judge.head(s.bucket, "large")
 	if err != nil || a.size != int64(large.Size) || !partsETag.MatchString(a.etag) {
 		t.Errorf("not stored in parts: %+v, %v", a, err)
 	}
+
 	back := filepath.Join(t.TempDir(), "large")
 	if err := c.getLarge(s.bucket, "large", back); err != nil {
 		t.Fatal(err)
@@ -41,10 +44,12 @@ func checkCopy(t *testing.T, s *session) {
 	if !ok {
 		notApplicable(t)
 	}
+
 	sources := map[string][]byte{"bodies/random-65497": s.body(t, "random-65497").data}
 	if _, ok := s.client.(multiparter); ok {
 		sources["large"] = s.Large.data
 	}
+
 	for from, want := range sources {
 		if err := c.copy(s.bucket, from, "copies/"+filepath.Base(from)); err != nil {
 			t.Errorf("copying %s: %v", from, err)
@@ -56,6 +61,7 @@ func checkCopy(t *testing.T, s *session) {
 	if err := c.move(s.bucket, "copies/random-65497", "moved"); err != nil {
 		t.Fatal(err)
 	}
+
 	got, err := s.client.get(s.bucket, "moved")
 	same(t, "what was moved", got, err, sources["bodies/random-65497"])
 	if _, err := s.judge.head(s.bucket, "copies/random-65497"); !refusedAs(err, http.StatusNotFound, "NotFound") {

@@ -80,15 +80,18 @@ func awsWithCustomerKey(t *testing.T, e endpoint, bucket string) {
 			t.Fatal(err)
 		}
 	}
+
 	c := newAWSCLI(e, dir)
 	with := func(key string) []string {
 		return []string{"--sse-c", "AES256", "--sse-c-key", "fileb://" + filepath.Join(dir, key)}
 	}
+
 	object, back := "s3://"+bucket+"/aws-cli", filepath.Join(dir, "back")
 	c.mustRoundTrip(t, filepath.Join(dir, "text"), object, with("key"), with("key"))
 	if _, err := c.run(append([]string{"s3", "cp", "--no-progress", object, back}, with("other")...)...); err == nil {
 		t.Errorf("%s: read with another key", e.name)
 	}
+
 	if _, err := c.run("s3", "cp", "--no-progress", object, back); err == nil {
 		t.Errorf("%s: read without a key", e.name)
 	}

@@ -24,6 +24,7 @@ func checkDecrypted(t *testing.T, c *cluster, bucket string, text []byte) {
 			objects["layout "+row.name] += size
 		}
 	}
+
 	for _, size := range []int{0, 1, 65_496, 65_497, 3_000_000} {
 		key := "single/" + string(rune('a'+size%26))
 		if err := judge.put(bucket, key, text[:size]); err != nil {
@@ -31,6 +32,7 @@ func checkDecrypted(t *testing.T, c *cluster, bucket string, text []byte) {
 		}
 		objects[key] = size
 	}
+
 	dir := t.TempDir()
 	for key, size := range objects {
 		if key == "aws-cli" && !selected(key) {

@@ -29,7 +29,8 @@
 //	versions_test.go      versions of objects
 //	revocation_test.go    the time from the revocation of a key to the
 //	                      last byte of plaintext
-//	revocationparts_test.go  revocation of one version or one bucket
+//	revocationparts_test.go  revocation of one key version, for one bucket,
+//	                      and during a drain
 //	load_test.go          the traffic during a revocation
 //	kmsprocess_test.go    the customer who revokes the key, and network
 //	                      failures

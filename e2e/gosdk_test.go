@@ -189,6 +189,7 @@ func (c *goSDK) page(bucket, prefix, delimiter string, pageSize int) (map[string
 	pages := s3.NewListObjectsV2Paginator(c.s3, &s3.ListObjectsV2Input{
 		Bucket: &bucket, Prefix: &prefix, Delimiter: optional(delimiter), MaxKeys: aws.Int32(int32(pageSize)),
 	})
+
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(context.Background())
 		if err != nil {
@@ -201,10 +202,12 @@ func (c *goSDK) page(bucket, prefix, delimiter string, pageSize int) (map[string
 			prefixes = append(prefixes, aws.ToString(p.Prefix))
 		}
 	}
+
 	sizes1, prefixes1, err := c.pageV1(bucket, prefix, delimiter, pageSize)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	if fmt.Sprint(sizes) != fmt.Sprint(sizes1) || !slices.Equal(prefixes, prefixes1) {
 		return nil, nil, fmt.Errorf("ListObjects gives %v and %v, ListObjectsV2 %v and %v", sizes1, prefixes1, sizes, prefixes)
 	}
@@ -262,6 +265,7 @@ func (c *goSDK) getLarge(bucket, key, file string) error {
 	if err != nil {
 		return sdkError(err)
 	}
+
 	f, err := os.Create(file)
 	if err != nil {
 		return err
@@ -270,6 +274,7 @@ func (c *goSDK) getLarge(bucket, key, file string) error {
 	if _, err := transfermanager.New(c.s3).DownloadObject(context.Background(), &transfermanager.DownloadObjectInput{Bucket: &bucket, Key: &key, WriterAt: f}); err != nil {
 		return sdkError(err)
 	}
+
 	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, before.Bytes()) {
 		return fmt.Errorf("the two transfer managers read %d and %d bytes, or others: %w", len(got), len(before.Bytes()), err)
 	}

@@ -65,6 +65,7 @@ func TestKMSErrors(t *testing.T) {
 			}
 		})
 	}
+
 	t.Run("throttled for a moment", func(t *testing.T) {
 		s.awaitService(t)
 		c.faults(`{"throttle_next":1000000000}`)
@@ -90,6 +91,7 @@ func (s *stage) goAttempts() map[string]outcome {
 	} else {
 		out["GetObject"] = attempted(middleware.Metadata{}, getErr)
 	}
+
 	if putErr == nil {
 		out["PutObject"] = attempted(put.ResultMetadata, nil)
 	} else {

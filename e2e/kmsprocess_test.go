@@ -197,11 +197,13 @@ func (r *relay) open() error {
 		_ = r.page.Close()
 		r.page = nil
 	}
+
 	r.mu.Unlock()
 	listener, err := net.Listen("tcp", r.address)
 	if err != nil {
 		return err
 	}
+
 	r.mu.Lock()
 	r.listener = listener
 	r.mu.Unlock()
@@ -258,18 +260,22 @@ func (r *relay) swallow() error {
 	if err != nil {
 		return err
 	}
+
 	address := &syscall.SockaddrInet4{Addr: [4]byte(net.ParseIP(host).To4())}
 	if _, err := fmt.Sscan(port, &address.Port); err != nil {
 		return err
 	}
+
 	hole, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
+
 	r.hole = append(r.hole, hole)
 	if err := errors.Join(syscall.SetsockoptInt(hole, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1), syscall.Bind(hole, address), syscall.Listen(hole, 0)); err != nil {
 		return err
 	}
+
 	for range 8 {
 		conn, err := net.DialTimeout("tcp", r.address, 200*time.Millisecond)
 		if err != nil {
@@ -304,6 +310,7 @@ func (r *relay) pass(client net.Conn) {
 		_ = client.Close()
 		return
 	}
+
 	r.mu.Lock()
 	r.conns[client], r.conns[server] = true, true
 	r.mu.Unlock()

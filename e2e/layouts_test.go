@@ -84,6 +84,7 @@ func putLayout(t *testing.T, judge *goSDK, bucket, key string, text []byte, size
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var list []types.CompletedPart
 	total := 0
 	for i, size := range sizes {
@@ -100,6 +101,7 @@ func putLayout(t *testing.T, judge *goSDK, bucket, key string, text []byte, size
 		list = append(list, types.CompletedPart{PartNumber: aws.Int32(number), ETag: out.ETag, ChecksumCRC32: out.ChecksumCRC32})
 		total += size
 	}
+
 	if _, err := judge.s3.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{
 		Bucket: &bucket, Key: &key, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: list},
 	}); err != nil {

@@ -27,6 +27,7 @@ func thanosAcceptance(t *testing.T, u *use) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	u.does(t, "round trip", func(t *testing.T) { objstore.AcceptanceTest(t, bucket) })
 	for _, row := range []string{"sizes", "ranges", "listing", "delete"} { // the suite covers them all
 		u.does(t, row, func(t *testing.T) {
@@ -35,6 +36,7 @@ func thanosAcceptance(t *testing.T, u *use) {
 			}
 		})
 	}
+
 	u.does(t, "multipart", func(t *testing.T) {
 		_, block := randomFile(t, 70*mib) // more than one part of 64 MiB
 		if err := bucket.Upload(t.Context(), "block", bytes.NewReader(block)); err != nil {
@@ -77,12 +79,14 @@ func parquetColumns(t *testing.T, u *use) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	sdk := newGoSDK(u.c.endpoint)
 	u.does(t, "round trip", func(t *testing.T) {
 		if err := sdk.put(u.bucket, "table.parquet", file.Bytes()); err != nil {
 			t.Fatal(err)
 		}
 	})
+
 	u.does(t, "ranges", func(t *testing.T) {
 		r := &ranges{sdk: sdk, bucket: u.bucket, key: "table.parquet"}
 		f, err := parquet.OpenFile(r, int64(file.Len()), parquet.SkipBloomFilters(true))
@@ -99,14 +103,15 @@ func parquetColumns(t *testing.T, u *use) {
 	})
 }
 
-// checkColumn reads the column "number" of a row group. first is the number
-// of the group's first row.
+// checkColumn reads the column "number" of a row group. first is the value
+// in the group's first row.
 func checkColumn(t *testing.T, group parquet.RowGroup, first int64) {
 	t.Helper()
 	column, ok := group.Schema().Lookup("number")
 	if !ok {
 		t.Fatal("no column")
 	}
+
 	pages := group.ColumnChunks()[column.ColumnIndex].Pages()
 	defer pages.Close()
 	n := int64(0)

@@ -57,10 +57,12 @@ func (s *stage) startLoad(t *testing.T, bucket string) *load {
 	for i := range readers {
 		l.all.Go(func() { l.read(shared, i) })
 	}
+
 	slow := s.api(&http.Transport{DialContext: narrow.DialContext, DisableKeepAlives: true, ReadBufferSize: 4096})
 	for range downloads {
 		l.all.Go(func() { l.download(slow) })
 	}
+
 	for i := range uploads {
 		l.all.Go(func() { l.upload(fmt.Sprint(l.round, i)) })
 	}
@@ -111,12 +113,14 @@ func (l *load) upload(key string) {
 		l.end("an upload", nil)
 		return
 	}
+
 	body := &paced{r: &counting{&pattern{size: size}, &l.uploaded}, rate: uploadRate, ctx: l.ctx}
 	r, err := http.NewRequestWithContext(l.ctx, http.MethodPut, signed.URL, io.NopCloser(body))
 	if err != nil {
 		l.end("an upload", nil)
 		return
 	}
+
 	r.ContentLength, r.Header = size, signed.SignedHeader
 	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
 	if err == nil {
@@ -167,6 +171,7 @@ func (l *load) stop(t *testing.T, a act) {
 	if a.part != nil && a.part.old {
 		want = downloads // uploads use the newest version
 	}
+
 	if l.failed != want || len(l.finished) > 0 {
 		t.Errorf("%d transfers broken off, want %d; finished: %v", l.failed, want, l.finished)
 	}
@@ -178,6 +183,7 @@ func (l *load) stop(t *testing.T, a act) {
 	if _, ok := l.codes.Load(a.code); !a.drains && (!ok || len(codes) != 1 && !a.away) { // a closed port has none
 		t.Errorf("readers were answered %v, want %s", codes, a.code)
 	}
+
 	past := newGoSDK(l.stage.store.store)
 	kept, err := past.list(l.bucket, l.round)
 	if err != nil || len(kept) > 0 {
@@ -259,6 +265,7 @@ func TestStampede(t *testing.T) {
 	unwraps := func(what string) float64 {
 		return s.metric(t, "cmekproxy_kms_duration_seconds_"+what, `operation="unwrap"`)
 	}
+
 	asked, waited := unwraps("count"), unwraps("sum")
 	api := s.api(&http.Transport{MaxIdleConnsPerHost: 1000})
 	var all sync.WaitGroup
@@ -277,6 +284,7 @@ func TestStampede(t *testing.T) {
 			}
 		})
 	}
+
 	close(begin)
 	all.Wait()
 	n, took := calls()-before, unwraps("sum")-waited
@@ -302,6 +310,7 @@ func hotObjects(t *testing.T, s *stage) {
 	if s.full {
 		objects, gets = 1000, 100_000
 	}
+
 	set := setting{time.Minute, 10 * time.Second}
 	s.configure(set)
 	api := s.api(nil)
@@ -315,6 +324,7 @@ func hotObjects(t *testing.T, s *stage) {
 		}
 		signed[i] = url.URL
 	}
+
 	purge(t, s)
 	before := s.customer.calls("Decrypt")
 	start := time.Now()
@@ -338,6 +348,7 @@ func hotObjects(t *testing.T, s *stage) {
 			}
 		})
 	}
+
 	all.Wait()
 	took := time.Since(start)
 	calls := s.customer.calls("Decrypt") - before

@@ -62,6 +62,7 @@ func TestClients(t *testing.T) {
 	for _, check := range checks {
 		table.rows = append(table.rows, check.name)
 	}
+
 	for _, e := range s.endpoints {
 		for _, c := range clients {
 			if selectedAt(c.name, e) {
@@ -74,6 +75,7 @@ func TestClients(t *testing.T) {
 			}
 		}
 	}
+
 	t.Run("client", func(t *testing.T) {
 		for _, e := range s.endpoints {
 			for _, c := range clients {
@@ -168,6 +170,7 @@ func runScript(t *testing.T, e endpoint, column string, command []string) {
 	if e.ca != "" {
 		cmd.Env = append(cmd.Env, "AWS_CA_BUNDLE="+e.ca, "NODE_EXTRA_CA_CERTS="+e.ca, "SSL_CERT_FILE="+e.ca)
 	}
+
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()
@@ -177,6 +180,7 @@ func runScript(t *testing.T, e endpoint, column string, command []string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+
 	lines := 0
 	for scanner := bufio.NewScanner(stdout); scanner.Scan(); lines++ {
 		var result struct{ Check, Status, Detail string }
@@ -197,6 +201,7 @@ func runScript(t *testing.T, e endpoint, column string, command []string) {
 	if err := errors.Join(cmd.Wait(), complaint(stderr.String())); err != nil {
 		t.Errorf("the script ended with %v: %s", err, stderr.String())
 	}
+
 	if lines == 0 {
 		t.Errorf("the script checked nothing: %s", stderr.String())
 	}
@@ -211,6 +216,7 @@ func storableKeys(t *testing.T, s *stack) []string {
 	if err := c.createBucket(bucket); err != nil {
 		t.Fatal(err)
 	}
+
 	var keys []string
 	for _, key := range oddKeys {
 		if why := storable(c, bucket, key); why != nil {
@@ -219,6 +225,7 @@ func storableKeys(t *testing.T, s *stack) []string {
 		}
 		keys = append(keys, key)
 	}
+
 	if len(keys) < len(oddKeys)/2 {
 		t.Errorf("the store takes %d of %d keys", len(keys), len(oddKeys))
 	}
@@ -232,6 +239,7 @@ func storable(c *goSDK, bucket, key string) error {
 	if err := c.put(bucket, key, []byte(text)); err != nil {
 		return errors.New(code(err))
 	}
+
 	if got, err := c.get(bucket, key); err != nil || string(got) != text {
 		return fmt.Errorf("reading it back: %s", code(err))
 	}
@@ -239,6 +247,7 @@ func storable(c *goSDK, bucket, key string) error {
 	if err != nil {
 		return fmt.Errorf("listing it: %s", code(err))
 	}
+
 	if _, ok := sizes[key]; !ok || len(sizes) != 1 {
 		_ = c.remove(bucket, key)
 		return errors.New("it is listed under another name")
@@ -253,6 +262,7 @@ func checkStore(t *testing.T, s *stack, f *fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if least := int64(10 << 20); size < least {
 		t.Errorf("the store holds %d bytes: less than any client has stored", size)
 	}
@@ -263,11 +273,13 @@ func checkStore(t *testing.T, s *stack, f *fixture) {
 		table.note("no proxy: plaintext found in %d of %d stored files, as it must be", len(found), files)
 		return
 	}
+
 	for i, name := range found {
 		if i < 20 {
 			t.Errorf("plaintext in the store: %s", name)
 		}
 	}
+
 	if len(found) == 0 {
 		table.note("no plaintext in %d stored files of %d bytes", files, size)
 	} else {

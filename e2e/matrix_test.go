@@ -147,16 +147,19 @@ func (r *report) updateMatrix() error {
 	if err != nil {
 		return err
 	}
+
 	opening, closing := []byte("<!-- clients -->\n"), []byte("<!-- /clients -->")
 	before, rest, ok := bytes.Cut(text, opening)
 	old, after, ok2 := bytes.Cut(rest, closing)
 	if !ok || !ok2 {
 		return errors.New(compatibility + " has no section clients")
 	}
+
 	section := mergeMatrix(string(old), r.matrix())
 	if withoutVersions(section) == withoutVersions(string(old)) && os.Getenv("E2E_UPDATE") == "" {
 		return nil
 	}
+
 	if os.Getenv("E2E_UPDATE") == "" {
 		return fmt.Errorf("the matrix in %s is not what this run says; E2E_UPDATE=1 writes:\n%s", compatibility, section)
 	}

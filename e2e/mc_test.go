@@ -198,12 +198,14 @@ func (c *mc) mirror(from, to string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+
 	copied := 0
 	for _, line := range lines {
 		if line.Source != "" {
 			copied++
 		}
 	}
+
 	if copied > 0 {
 		return copied, nil
 	}

@@ -41,10 +41,12 @@ func newMinioClient(e endpoint, options minio.Options) *minio.Client {
 	if err != nil {
 		panic(err)
 	}
+
 	transport.Proxy = nil
 	if options.Secure {
 		transport.TLSClientConfig = trust(e)
 	}
+
 	options.Transport = transport
 	api, err := minio.New(e.host(), &options)
 	if err != nil {
@@ -166,6 +168,7 @@ func (c *minioGo) getVerified(bucket, key string) ([]byte, map[string]string, er
 	if err != nil {
 		return nil, nil, minioError(err)
 	}
+
 	info, err := object.Stat()
 	sums := make(map[string]string)
 	for name, value := range map[string]string{

@@ -20,6 +20,7 @@ func mounted(t *testing.T, command func(point string) (env []string, name string
 	if err := os.Mkdir(point, 0o700); err != nil {
 		t.Fatal(err)
 	}
+
 	env, name, args := command(point)
 	before := device(t, point)
 	p := start(t, filepath.Base(filepath.Dir(filepath.Dir(point)))+"-mount", env, name, args...)
@@ -36,6 +37,7 @@ func mounted(t *testing.T, command func(point string) (env []string, name string
 			t.Errorf("%s: %v, %v", name, err, complaint(string(log)))
 		}
 	})
+
 	for deadline := time.Now().Add(startTimeout); device(t, point) == before; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s mounts nothing:\n%s", name, tail(p.log, 20))
@@ -55,13 +57,14 @@ func device(t *testing.T, path string) uint64 {
 	return info.Sys().(*syscall.Stat_t).Dev
 }
 
-// readAtRandom reads pieces at several offsets of a file.
+// readAtRandom reads pieces at random offsets of a file.
 func readAtRandom(t *testing.T, path, original string) {
 	t.Helper()
 	want, err := os.ReadFile(original)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -86,11 +89,13 @@ func s3fsMount(t *testing.T, u *use) {
 	if err := os.WriteFile(password, []byte(e.accessKey+":"+e.secret), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	point := mounted(t, func(point string) ([]string, string, []string) {
 		return environment(), "s3fs", []string{
 			u.bucket, point, "-f", "-o", "passwd_file=" + password, "-o", "url=" + e.url, "-o", "use_path_request_style", "-o", "endpoint=" + region,
 		}
 	})
+
 	u.does(t, "round trip", func(t *testing.T) { must(t, environment(), "mkdir", filepath.Join(point, "folder")) })
 	for _, row := range []struct {
 		name string
@@ -125,6 +130,7 @@ func s3fsMount(t *testing.T, u *use) {
 		})
 		u.does(t, "delete", func(t *testing.T) { must(t, environment(), "rm", renamed) })
 	}
+
 	u.does(t, "delete", func(t *testing.T) {
 		must(t, environment(), "rmdir", filepath.Join(point, "folder"))
 		if entries, err := os.ReadDir(point); err != nil || len(entries) != 0 {

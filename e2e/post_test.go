@@ -112,20 +112,24 @@ func (f postForm) post(t *testing.T, e endpoint, file string, text []byte) (stat
 			t.Fatal(err)
 		}
 	}
+
 	part, err := w.CreateFormFile("file", file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := part.Write(text); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.URL, &body)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r.Header.Set("Content-Type", w.FormDataContentType())
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: trust(e), DisableKeepAlives: true}}
 	resp, err := client.Do(r)

@@ -58,6 +58,7 @@ func start(t *testing.T, name string, env []string, command string, args ...stri
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p.cmd = exec.CommandContext(context.Background(), command, args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, out, out
 	// The process has its own group: Ctrl-C ends the clients first, and
@@ -66,6 +67,7 @@ func start(t *testing.T, name string, env []string, command string, args ...stri
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("starting %s: %v", name, err)
 	}
+
 	go func() {
 		_ = p.cmd.Wait()
 		_ = out.Close()

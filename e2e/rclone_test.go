@@ -74,6 +74,7 @@ func (c *rclone) putWith(bucket, key string, data []byte, a attributes) error {
 		"Content-Type": a.contentType, "Cache-Control": a.cacheControl, "Content-Disposition": a.disposition,
 		"Content-Encoding": a.contentEncoding, "Content-Language": a.contentLanguage,
 	}
+
 	for name, value := range a.metadata {
 		headers["X-Amz-Meta-"+name] = value
 	}
@@ -141,14 +142,17 @@ func (c *rclone) page(bucket, prefix, delimiter string, pageSize int) (map[strin
 	if delimiter == "" {
 		args = append(args, "--recursive", "--fast-list", "--files-only")
 	}
+
 	items, err := c.lsjson(append(args, "--s3-list-version", "2")...)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	items1, err := c.lsjson(append(args, "--s3-list-version", "1")...)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	if fmt.Sprint(items) != fmt.Sprint(items1) {
 		return nil, nil, fmt.Errorf("version 1 of the listing gives %v, version 2 %v", items1, items)
 	}
@@ -179,6 +183,7 @@ func (c *rclone) transfers(args ...string) (int, error) {
 	if _, err := c.run(nil, args...); err != nil {
 		return 0, err
 	}
+
 	f, err := os.Open(log)
 	if err != nil {
 		return 0, err
@@ -191,6 +196,7 @@ func (c *rclone) transfers(args ...string) (int, error) {
 			copied = entry.Stats.Transfers
 		}
 	}
+
 	if copied < 0 {
 		return 0, fmt.Errorf("no statistics in the log of rclone:\n%s", tail(log, 20))
 	}

@@ -27,6 +27,7 @@ func writeBlobs(t *testing.T) {
 	if err := newGoSDK(c.endpoint).createBucket(bucket); err != nil {
 		t.Fatal(err)
 	}
+
 	_, text := randomFile(t, 50*mib)
 	for i, chunks := range [][]int{
 		{12 * mib, 12 * mib, 3},
@@ -70,6 +71,7 @@ func writeChunk(t *testing.T, c *cluster, bucket, path string, text []byte, resu
 	if err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
+
 	if _, err := w.Write(text); err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
@@ -89,6 +91,7 @@ func checkBlob(t *testing.T, d driver.StorageDriver, path string, want []byte) {
 	if err != nil || info.Size() != int64(len(want)) {
 		t.Errorf("%s: %v, %v", path, info, err)
 	}
+
 	for _, offset := range []int{0, 1, len(want) / 2, len(want) - 1} {
 		r, err := d.Reader(t.Context(), path, int64(offset))
 		if err != nil {

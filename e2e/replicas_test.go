@@ -69,6 +69,7 @@ func startCluster(t *testing.T) *cluster {
 		c.endpoint = endpoint{name: "http", url: c.balancer.serve(t), credentials: s.store.credentials}
 		return c
 	}
+
 	env, keyConfig, kms := startKMS(t)
 	client := newCredentials()
 	env = append(env, "ORIGIN_ACCESS_KEY="+s.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.secret,
@@ -90,6 +91,7 @@ func startCluster(t *testing.T) *cluster {
 		r.process = r.start()
 		c.replicas, addresses = append(c.replicas, r), append(addresses, r.address)
 	}
+
 	c.balancer = newBalancer(addresses)
 	c.endpoint = endpoint{name: "http", url: c.balancer.serve(t), credentials: client}
 	return c
@@ -206,6 +208,7 @@ func TestReplicas(t *testing.T) {
 	if err := judge.createBucket(bucket); err != nil {
 		t.Fatal(err)
 	}
+
 	file, text := randomFile(t, 200*mib)
 	want := sha256.Sum256(text)
 	for i, u := range uploaders {
@@ -233,6 +236,7 @@ func TestReplicas(t *testing.T) {
 			checkWhole(t, judge, bucket, u.name, int64(len(text)), want)
 		})
 	}
+
 	t.Run("resumed", func(t *testing.T) { resumeAfterRestart(t, c, bucket, text[:62*mib]) })
 	t.Run("layouts", func(t *testing.T) { checkLayouts(t, judge, bucket, text) })
 	t.Run("decrypted", func(t *testing.T) { checkDecrypted(t, c, bucket, text) })
@@ -261,10 +265,12 @@ func checkWhole(t *testing.T, judge *goSDK, bucket, key string, size int64, want
 	if err != nil || *head.ContentLength != size {
 		t.Errorf("%s: HEAD: %v, %v", key, head, err)
 	}
+
 	sizes, err := judge.list(bucket, key)
 	if err != nil || sizes[key] != size {
 		t.Errorf("%s is listed with %d bytes, has %d: %v", key, sizes[key], size, err)
 	}
+
 	out, err := judge.s3.GetObject(t.Context(), &s3.GetObjectInput{Bucket: aws.String(bucket), Key: &key})
 	if err != nil {
 		t.Fatal(err)
@@ -286,10 +292,12 @@ func resumeAfterRestart(t *testing.T, c *cluster, bucket string, text []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	sendParts(t, api, bucket, key, *created.UploadId, text, size, func(number int32) bool { return number%2 == 1 })
 	for _, r := range c.replicas {
 		r.kill(t)
 	}
+
 	for _, r := range c.replicas {
 		r.process = r.start()
 	}
@@ -297,6 +305,7 @@ func resumeAfterRestart(t *testing.T, c *cluster, bucket string, text []byte) {
 	if err != nil || len(uploads.Uploads) != 1 {
 		t.Fatalf("%v, %v", uploads, err)
 	}
+
 	upload := *uploads.Uploads[0].UploadId
 	parts := listParts(t, api, bucket, key, upload)
 	sendParts(t, api, bucket, key, upload, text, size, func(number int32) bool { return parts[number] == nil })
@@ -308,6 +317,7 @@ func resumeAfterRestart(t *testing.T, c *cluster, bucket string, text []byte) {
 			t.Errorf("part %d is listed with %d bytes, has %d", number, *all[number].Size, want)
 		}
 	}
+
 	if _, err := api.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{
 		Bucket: aws.String(bucket), Key: aws.String(key), UploadId: &upload, MultipartUpload: &types.CompletedMultipartUpload{Parts: list},
 	}); err != nil {
@@ -363,6 +373,7 @@ func checkAtRest(t *testing.T, c *cluster, text []byte) {
 	for at := 0; at+64 <= len(text); at += 10*mib - 7 {
 		pieces = append(pieces, text[at:at+64])
 	}
+
 	files, size, found, err := searchFiles(c.store.dir, func(data []byte) (int, bool) { // zeros are part of the format here
 		for _, piece := range pieces {
 			if i := bytes.Index(data, piece); i >= 0 {
@@ -371,6 +382,7 @@ func checkAtRest(t *testing.T, c *cluster, text []byte) {
 		}
 		return 0, false
 	})
+
 	switch {
 	case err != nil:
 		t.Fatal(err)

@@ -84,6 +84,7 @@ func (r *report) print(w io.Writer) {
 			endpoints = append(endpoints, e)
 		}
 	}
+
 	for _, e := range endpoints {
 		fmt.Fprintf(w, "\n%-14s", e)
 		for _, column := range r.columns {
@@ -110,6 +111,7 @@ func (r *report) print(w io.Writer) {
 		}
 		fmt.Fprintln(w)
 	}
+
 	for _, note := range r.notes {
 		fmt.Fprintln(w, "note: "+note)
 	}

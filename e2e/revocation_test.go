@@ -57,7 +57,7 @@ func settings(full bool) []setting {
 type act struct {
 	name       string
 	take, give func()
-	away       bool // the KMS is unreachable and has denied nothing: only the TTL limits access
+	away       bool // the KMS denies nothing: only the TTL limits access
 	code       string
 	drains     bool  // the proxy is already draining
 	part       *part // what is revoked; nil for the whole key
@@ -73,6 +73,7 @@ func (s *stage) acts(set setting) []act {
 			away: true, code: "ServiceUnavailable",
 		},
 	}
+
 	more := []act{
 		{name: "ScheduleKeyDeletion", take: c.scheduleDeletion, give: c.cancelDeletion, code: "KMS.KMSInvalidStateException"},
 		{name: "denied by policy", take: func() { c.policy(allowAccount, denyProxy) }, give: func() { c.policy(allowAccount) }, code: "AccessDenied"},
@@ -82,6 +83,7 @@ func (s *stage) acts(set setting) []act {
 		{name: "throttled", take: func() { c.faults(`{"throttle_next":1000000000}`) }, give: func() { c.faults("{}") }, away: true, code: "SlowDown"},
 		{name: "HTML 403 of a balancer", take: func() { c.must(nil, c.relay.portal()) }, give: c.openRelay, away: true, code: "ServiceUnavailable"},
 	}
+
 	parts := []act{
 		{name: "disabled during the drain", take: c.disable, give: c.enable, drains: true},
 		{
@@ -93,6 +95,7 @@ func (s *stage) acts(set setting) []act {
 			code: "AccessDenied", part: &part{bucket: versionsBucket, beside: versionsBucket, key: "files", old: true},
 		},
 	}
+
 	switch {
 	case s.full && set.ttl == time.Minute:
 		acts = append(acts, parts[:2]...)
@@ -103,6 +106,7 @@ func (s *stage) acts(set setting) []act {
 	default:
 		acts = append(append(acts[:1], more[1:3]...), parts...) // one that a probe sees, and each kind of response
 	}
+
 	for i := range acts {
 		if acts[i].name == "grant retired" {
 			take := acts[i].take
@@ -119,6 +123,7 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 	if before := s.before[a.name]; before != nil {
 		before()
 	}
+
 	s.awaitService(t)
 	key, of := "default", s.bucket
 	if a.part != nil {
@@ -126,6 +131,7 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 		beside := s.startBeside(t, a.part.beside)
 		defer beside.mustRunOn(t)
 	}
+
 	load := s.startLoad(t, of)
 	time.Sleep(set.ttl + set.ttl/5) // until leases have been renewed, at different times
 	load.mustRun(t)
@@ -134,6 +140,7 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 		s.playDrain(t, set, a, load, window)
 		return
 	}
+
 	if a.away {
 		window = set.ttl
 	}
@@ -147,6 +154,7 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 		time.Sleep(250 * time.Millisecond)
 		stated = s.window(t, key)
 	}
+
 	time.Sleep(time.Until(taken.Add(set.ttl + time.Second + outageWait)))
 	arrived := load.last()
 	last := arrived.at.Sub(taken)
@@ -154,12 +162,14 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 	if last > window+readLag {
 		t.Errorf("the last byte, of %s, came after %v, at %v; the window is %v", arrived.of, last, arrived.at.UTC(), window)
 	}
+
 	if stated != window {
 		t.Errorf("/metrics states a window of %v, in force is %v", stated, window)
 	}
 	if after := s.metric(t, "cmekproxy_revocation_last_byte_seconds", `key="`+key+`"`); after > window.Seconds() {
 		t.Errorf("/metrics has the last byte %v s after the first answer, the window is %v", after, window)
 	}
+
 	given := time.Now()
 	a.give()
 	s.awaitService(t)
@@ -211,6 +221,7 @@ func newStage(t *testing.T) *stage {
 	if s.full {
 		s.big = 1024 * mib
 	}
+
 	s.store = &stack{dir: storeDir(t), proxied: true}
 	s.store.store = s.store.startStore(t, "http", newCredentials(), "", "")
 	s.customer = startCustomer(t)
@@ -298,6 +309,7 @@ func (s *stage) configure(set setting) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+
 	plain, _, _ := strings.Cut(string(text), "dek_cache:")
 	plain += fmt.Sprintf("dek_cache: {ttl: %v, revocation_probe: %v, outage_wait: %v}\n", set.ttl, set.probe, outageWait)
 	if err := os.WriteFile(s.config, []byte(plain), 0o600); err != nil {
@@ -306,10 +318,12 @@ func (s *stage) configure(set setting) {
 	if err := s.proxy.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		s.t.Fatal(err)
 	}
+
 	want := set.ttl
 	if set.probe > 0 {
 		want = min(set.ttl, set.probe+min(2*time.Second, set.ttl/2, set.probe))
 	}
+
 	for deadline := time.Now().Add(startTimeout); s.window(s.t, "default") != want; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("after SIGHUP the window is %v, want %v", s.window(s.t, "default"), want)

@@ -93,6 +93,7 @@ func (s *stage) startBeside(t *testing.T, bucket string) *beside {
 			b.failed = append(b.failed, err)
 		}
 	}
+
 	b.all.Go(func() {
 		for n := 0; ctx.Err() == nil; n++ {
 			key := "beside-small"
@@ -110,6 +111,7 @@ func (s *stage) startBeside(t *testing.T, bucket string) *beside {
 			pause(ctx, 50*time.Millisecond)
 		}
 	})
+
 	b.all.Go(func() {
 		for ctx.Err() == nil { // slowly, in a loop
 			out, err := api.GetObject(ctx, &s3.GetObjectInput{Bucket: &bucket, Key: aws.String("beside-big")})
@@ -145,6 +147,7 @@ func (s *stage) playDrain(t *testing.T, set setting, a act, load *load, window t
 	if err := s.proxy.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+
 	time.Sleep(time.Second)
 	a.take()
 	taken := time.Now()
@@ -161,6 +164,7 @@ func (s *stage) playDrain(t *testing.T, set setting, a act, load *load, window t
 	if last > window+readLag {
 		t.Errorf("the last byte, of %s, came after %v, at %v; the window is %v", arrived.of, last, arrived.at.UTC(), window)
 	}
+
 	a.give()
 	s.startProxy()
 	s.awaitService(t)

@@ -116,6 +116,7 @@ func (c *s3cmd) ls(args ...string) (map[string]int64, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+
 	sizes, prefixes := make(map[string]int64), []string(nil)
 	for line := range strings.Lines(out) {
 		before, uri, ok := strings.Cut(strings.TrimRight(line, "\n"), "s3://")

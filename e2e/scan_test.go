@@ -129,6 +129,7 @@ func TestSearcher(t *testing.T) {
 	if offset, ok := s.find(noise); ok {
 		t.Fatalf("found at %d in noise", offset)
 	}
+
 	for from := range 40 {
 		for to := range 20 {
 			data := bytes.Clone(noise)
@@ -143,11 +144,13 @@ func TestSearcher(t *testing.T) {
 			}
 		}
 	}
+
 	data := bytes.Clone(noise)
 	clear(data[100 : 100+zeroLength-1])
 	if offset, ok := s.find(data); ok {
 		t.Errorf("the fill of a part is found at %d", offset)
 	}
+
 	clear(data[100 : 100+zeroLength])
 	if _, ok := s.find(data); !ok {
 		t.Error("zeros are not found")

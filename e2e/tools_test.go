@@ -51,6 +51,7 @@ func TestTools(t *testing.T) {
 			table.addColumn(tool.name + " cluster")
 		}
 	}
+
 	t.Run("tool", func(t *testing.T) {
 		for _, tool := range tools {
 			if !selected(tool.name) {
@@ -150,6 +151,7 @@ func awsSync(t *testing.T, u *use) {
 		}
 		return out
 	}
+
 	tree, back, at := newTree(t), t.TempDir(), "s3://"+u.bucket+"/tree"
 	u.does(t, "sync", func(t *testing.T) {
 		if out := sync(t, tree, at); strings.Count(out, "upload:") != 8 {
@@ -169,6 +171,7 @@ func awsSync(t *testing.T, u *use) {
 		}
 		sameTree(t, tree, back)
 	})
+
 	u.does(t, "copy", func(t *testing.T) {
 		if out := sync(t, at, "s3://"+u.bucket+"/copy"); strings.Count(out, "copy:") != 8 {
 			t.Errorf("the first sync within the store says %q", out)
@@ -189,6 +192,7 @@ func rcloneUse(t *testing.T, u *use) {
 			t.Fatalf("%v: %v %s", args, err, out)
 		}
 	}
+
 	u.does(t, "multipart", func(t *testing.T) {
 		run(t, "copy", "--s3-upload-cutoff", "5Mi", "--s3-chunk-size", "5Mi", tree, at)
 	})
@@ -197,15 +201,18 @@ func rcloneUse(t *testing.T, u *use) {
 		run(t, "check", "--size-only", tree, at)
 		run(t, "check", tree, at)
 	})
+
 	u.does(t, "sync", func(t *testing.T) {
 		if copied, err := r.transfers("sync", tree, at); err != nil || copied != 0 {
 			t.Errorf("a sync of what is there copied %d files: %v", copied, err)
 		}
 	})
+
 	u.does(t, "copy", func(t *testing.T) {
 		run(t, "copy", at, "e2e:"+u.bucket+"/copy")
 		run(t, "check", "--download", at, "e2e:"+u.bucket+"/copy")
 	})
+
 	mount := mounted(t, func(point string) ([]string, string, []string) {
 		return r.env, "rclone", []string{"mount", "--vfs-cache-mode", "writes", "e2e:" + u.bucket, point}
 	})

@@ -20,11 +20,13 @@ func TestVersions(t *testing.T) {
 	if err := judge.createBucket(bucket); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := newGoSDK(c.store.store).s3.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{ // not through the proxy, which does not support this operation
 		Bucket: aws.String(bucket), VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
 	}); err != nil {
 		t.Fatal(err)
 	}
+
 	_, text := randomFile(t, 20*mib)
 	versions := make(map[string][]byte)
 	for i, sizes := range [][]int{{5 * mib, 5 * mib, 100}, {6 * mib, 5 * mib, 5 * mib}, {5 * mib, 5 * mib}, nil} {
@@ -39,12 +41,14 @@ func TestVersions(t *testing.T) {
 		total := putLayout(t, judge, bucket, key, own, sizes, nil)
 		versions[currentVersion(t, judge, bucket, key)] = own[:total]
 	}
+
 	if len(versions) != 4 {
 		t.Fatalf("%d versions", len(versions))
 	}
 	if err := judge.remove(bucket, key); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := judge.get(bucket, key); err == nil {
 		t.Error("the deleted object can be read")
 	}
@@ -70,6 +74,7 @@ func checkVersion(t *testing.T, judge *goSDK, bucket, key, version string, want 
 	if err != nil || *head.ContentLength != int64(len(want)) {
 		t.Errorf("%s: HEAD: %v", version, err)
 	}
+
 	for spec, piece := range map[string][]byte{"": want, "bytes=7-70000": want[7:70_001], "bytes=-50": want[len(want)-50:]} {
 		in := &s3.GetObjectInput{Bucket: &bucket, Key: &key, VersionId: &version}
 		if spec != "" {
