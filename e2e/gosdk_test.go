@@ -248,7 +248,7 @@ func (c *goSDK) putLarge(bucket, key, file string) error {
 		return err
 	}
 	defer f.Close()
-	_, err = manager.NewUploader(c.s3).Upload(context.Background(), &s3.PutObjectInput{Bucket: &bucket, Key: aws.String(key + "-before"), Body: f}) //nolint:staticcheck // that is the point
+	_, err = manager.NewUploader(c.s3).Upload(context.Background(), &s3.PutObjectInput{Bucket: &bucket, Key: aws.String(key + "-before"), Body: f}) //nolint:staticcheck // deprecated on purpose
 	if err != nil {
 		return sdkError(err)
 	}
@@ -261,7 +261,7 @@ func (c *goSDK) putLarge(bucket, key, file string) error {
 
 func (c *goSDK) getLarge(bucket, key, file string) error {
 	before := manager.NewWriteAtBuffer(nil)
-	_, err := manager.NewDownloader(c.s3).Download(context.Background(), before, &s3.GetObjectInput{Bucket: &bucket, Key: aws.String(key + "-before")}) //nolint:staticcheck // that is the point
+	_, err := manager.NewDownloader(c.s3).Download(context.Background(), before, &s3.GetObjectInput{Bucket: &bucket, Key: aws.String(key + "-before")}) //nolint:staticcheck // deprecated on purpose
 	if err != nil {
 		return sdkError(err)
 	}

@@ -21,7 +21,8 @@ func TestVersions(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := newGoSDK(c.store.store).s3.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{ // not through the proxy, which does not support this operation
+	// The proxy does not support this operation: send it to the store.
+	if _, err := newGoSDK(c.store.store).s3.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
 		Bucket: aws.String(bucket), VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
 	}); err != nil {
 		t.Fatal(err)

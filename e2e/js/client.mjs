@@ -71,7 +71,7 @@ class Check {
   }
 }
 
-// stable is JSON with keys in order.
+// stable returns JSON with sorted keys.
 function stable(value) {
   return JSON.stringify(value, (_, v) =>
     v && typeof v === "object" && !Array.isArray(v) ? Object.fromEntries(Object.entries(v).sort(([a], [b]) => (a < b ? -1 : 1))) : v,
@@ -90,7 +90,8 @@ async function bucket(c) {
 async function roundTrip(c) {
   for (const b of M.bodies) {
     const { Size = b.size } = await put("bodies/" + b.name, data(b));
-    // Most stores do not tell a size here; one that does must not tell that of the ciphertext.
+    // Most stores return no size here. If one does, it must not be the size
+    // of the ciphertext.
     c.same(b.name + ", Size in the answer to PUT", Size, b.size);
     c.same(b.name, await get("bodies/" + b.name), data(b));
     // A stream is sent in chunks, with its checksum in the trailer.
@@ -176,7 +177,7 @@ async function oddKeys(c) {
   c.same("listed", sizesOf((await list("odd/")).Contents), want);
 }
 
-// fetched is what any program does that is handed a URL.
+// fetched sends a request to a URL as a program without an SDK does.
 async function fetched(c, what, url, status, want, options = {}) {
   const answer = await fetch(url, options);
   const got = Buffer.from(await answer.arrayBuffer());
@@ -194,8 +195,9 @@ async function presigned(c) {
   await fetched(c, "another key", url.replace("-65497", "-65496"), 403);
   await fetched(c, "another expiry", url.replace("X-Amz-Expires=3600", "X-Amz-Expires=7200"), 403);
   await fetched(c, "another method", url, 403, null, { method: "DELETE" });
-  // Without a body to sign, the SDK puts the checksum of nothing into the URL. Servers differ in whether they ignore it
-  // or hold the body against it; the way out is the same everywhere.
+  // Without a body to sign, the SDK puts the checksum of an empty body into
+  // the URL. Some servers ignore it, and some check the body against it. The
+  // workaround is the same for both.
   const byDefault = await fetch(await sign(PutObjectCommand, "presigned-default"), { method: "PUT", body: data(b) });
   const answer = await byDefault.text();
   c.same("PUT by default is stored or BadDigest", byDefault.status === 200 || answer.includes("<Code>BadDigest</Code>") || answer, true);
@@ -221,7 +223,7 @@ async function metadata(c) {
   for (const [what, answer] of [["HEAD", await head("metadata")], ["GET", await read("metadata")]]) {
     await answer.Body?.transformToByteArray();
     for (const [name, value] of Object.entries(want)) {
-      if (!M.proxied && name === "ContentEncoding") continue; // the store itself shows aws-chunked
+      if (!M.proxied && name === "ContentEncoding") continue; // the store itself returns aws-chunked
       c.same(`${what}, ${name}`, answer[name], value);
     }
   }
@@ -285,7 +287,8 @@ async function conditions(c) {
   c.same("after PUT, If-Match", await get("conditions"), Buffer.from("replaced"));
 }
 
-// multipart is Upload of lib-storage with its defaults: parts of 5 MiB, four at a time.
+// multipart uses Upload of lib-storage with its defaults: parts of 5 MiB,
+// four at a time.
 async function multipart(c) {
   const want = data(M.large);
   const upload = new Upload({ client: s3, params: { Bucket, Key: "large", Body: createReadStream(M.large.file) } });

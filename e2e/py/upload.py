@@ -1,4 +1,4 @@
-"""Uploads a file with boto3, in parts of 8 MiB, 8 at a time: upload.py ENDPOINT REGION BUCKET KEY FILE."""
+"""Uploads a file with boto3, in parts of 8 MiB, eight at a time: upload.py ENDPOINT REGION BUCKET KEY FILE."""
 
 import sys
 
