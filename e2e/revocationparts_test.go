@@ -19,7 +19,7 @@ import (
 
 // The buckets of acts that revoke a part of a key.
 const (
-	keptBucket     = "kept"     // uses the key of the other bucket
+	keptBucket     = "kept"     // uses the same key as stage.bucket
 	versionsBucket = "versions" // uses a key file with two versions
 )
 
@@ -52,7 +52,7 @@ func (s *stage) addRule(rule string) {
 
 // prepareParts stores the objects that clients read while a part of a key is
 // revoked: objects that use two versions of one key, and a second bucket
-// that uses the other key.
+// with the same key as stage.bucket.
 func (s *stage) prepareParts() {
 	s.t.Helper()
 	s.fill(versionsBucket)

@@ -27,7 +27,7 @@ const (
 type searcher struct {
 	plaintexts [][]byte
 	blocks     map[uint64][]position
-	filter     []uint64 // a bit for the slot of a block: most look-ups end here
+	filter     []uint64 // one bit for each block's slot: most lookups end here
 }
 
 type position struct{ text, offset int }

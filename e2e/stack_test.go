@@ -41,7 +41,7 @@ func (e endpoint) host() string { return e.url[strings.Index(e.url, "://")+3:] }
 // stack is the system under test.
 type stack struct {
 	endpoints []endpoint // the proxies, or the store
-	store     endpoint   // the store itself, past the proxies
+	store     endpoint   // the store itself, without the proxies
 	name      string     // prefix of the log names, if several stacks run
 	dir       string     // where the store keeps everything
 	versions  string     // where the store keeps old versions; empty for none
