@@ -50,4 +50,4 @@ type bufferPool struct{ sync.Pool }
 
 func (p *bufferPool) Get() []byte { return p.Pool.Get().([]byte) }
 
-func (p *bufferPool) Put(b []byte) { p.Pool.Put(b) } //nolint:staticcheck // the slice header is small compared with the buffer
+func (p *bufferPool) Put(b []byte) { p.Pool.Put(b) } //nolint:staticcheck // small slice header
