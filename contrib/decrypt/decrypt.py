@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Decrypts an object of cmekproxy, read directly from the store, without any of the proxy's code.
+"""Decrypts an object of cmekproxy without any of the proxy's code.
+
+Reads the object directly from the store.
 
     decrypt.py [--endpoint-url URL] [--region REGION]
                [--kms-endpoint-url URL | --local-key-file FILE]
                [--sse-customer-key FILE] s3://bucket/key [-o FILE]
 
-boto3 supplies the credentials. The output gets its final name when every byte is verified.
+boto3 supplies the credentials. The output gets its final name when every byte
+is verified.
 """
 
 import argparse
@@ -126,7 +129,7 @@ def local_key(path: str) -> Ask:
 
 
 def local_keys(path: str) -> tuple[str, dict[int, bytes]]:
-    """Returns the id of the key in a file, and the versions that are not destroyed.
+    """Returns the id of a key file, and the versions that are not destroyed.
 
     Disabled versions are included: only the proxy enforces states.
     """

@@ -1,7 +1,7 @@
-"""Reads the object format of cmekproxy: stored bytes and data keys in, plaintext out.
+"""Reads the object format of cmekproxy: stored bytes in, plaintext out.
 
-Written from docs/format.md; comments name its sections. The only I/O is to read the given stream. Plaintext is
-returned only after it is authenticated.
+Written from docs/format.md; comments name its sections. The only I/O is to
+read the given stream. Plaintext is returned only after it is authenticated.
 """
 
 import base64
@@ -267,7 +267,8 @@ def part_segment(size: int) -> int:
 def parse_part(prefix: bytes, src: BinaryIO) -> tuple[Part, bytes]:
     """Parses a part header, from the first 1,024 bytes of a part.
 
-    If the part has a record, the rest of the part is read from src and returned too.
+    If the part has a record, the rest of the part is read from src and returned
+    too.
     """
     magic, version, suite, flags, zero, number, record, size, segment, k, w, upload, mac_ = struct.unpack(">8sBBBBHHQIHH32s32s", prefix[:96])
     if magic != b"cmekpart":
@@ -317,8 +318,9 @@ class Multipart:
     bucket: str
     key: bytes
     unwrap: Unwrap
-    # Returns the object's last 9,216 bytes. They are needed if part numbers have gaps: the record shows whether the
-    # upload had the same gaps. If tail is None, a gap is an error.
+    # Returns the object's last 9,216 bytes. They are needed if part numbers
+    # have gaps: the record shows whether the upload had the same gaps. If tail
+    # is None, a gap is an error.
     tail: Callable[[], bytes] | None = None
     checksum: tuple[int, dict[int, bytes]] | None = None  # type (section 8.4) and digests by id; set at the end of the object
 
@@ -367,7 +369,10 @@ class Multipart:
         self.checksum = (record.kind, open_checksums(record.sealed_sum, dek))
 
     def recorded_numbers(self) -> list[int]:
-        """Returns the part numbers in the record at the end of the object, or an empty list if it has only their digest."""
+        """Returns the part numbers in the record at the end of the object.
+
+        The list is empty if the record has only their digest.
+        """
         tail = self.tail() if self.tail else b""
         if len(tail) != OVERHEAD or tail[:8] != b"cmekpart":
             raise FormatError("a part is missing: no record explains the gap")
@@ -439,7 +444,7 @@ def read_context(src: BinaryIO) -> dict[str, str]:
 
 
 def unwrapper(ask: Ask, bucket: str, key: bytes, customer_key: bytes | None = None) -> Unwrap:
-    """Returns a function that unwraps the DEKs of one object, with a KMS or with the customer key."""
+    """Returns a function that unwraps the DEKs of one object."""
 
     def unwrap(key_id: str, wrapped: bytes) -> bytes:
         if key_id == SSE_C:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads all test vectors of the format, and checks that malformed objects are rejected.
+"""Reads all test vectors, and checks that malformed objects are rejected.
 
 Needs only `cryptography`.
 """
