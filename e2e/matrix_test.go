@@ -198,7 +198,7 @@ func withoutVersions(section string) string {
 
 // matrixTests selects all tests that fill the matrix. To write the matrix:
 // E2E_FULL=1 E2E_UPDATE=1 e2e/run.sh -run
-// 'TestClients|TestTools|TestRegistry'
+// 'TestClients|TestTools|TestRegistry'.
 const matrixTests = "TestClients|TestTools|TestRegistry"
 
 // whole reports whether a run covered everything in the matrix.
