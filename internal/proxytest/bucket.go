@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"testing"
 	"time"
 
@@ -37,6 +38,21 @@ func StartBucket(name string) (*Bucket, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+// RunTests is the body of a TestMain: it starts a store with one bucket, calls
+// use with it, runs the tests, and exits.
+func RunTests(m *testing.M, name string, use func(*Bucket)) {
+	b, err := StartBucket(name)
+	if err != nil {
+		panic(err)
+	}
+	use(b)
+	code := m.Run()
+	if err := b.Close(); err != nil {
+		panic(err)
+	}
+	os.Exit(code)
 }
 
 // Close stops the store and removes what it has.

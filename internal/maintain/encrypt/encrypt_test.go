@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -29,15 +28,7 @@ var store *proxytest.Bucket
 const bucket = "bucket"
 
 func TestMain(m *testing.M) {
-	var err error
-	if store, err = proxytest.StartBucket(bucket); err != nil {
-		panic(err)
-	}
-	code := m.Run()
-	if err := store.Close(); err != nil {
-		panic(err)
-	}
-	os.Exit(code)
+	proxytest.RunTests(m, bucket, func(b *proxytest.Bucket) { store = b })
 }
 
 // send is a function, so that tests can wrap it.

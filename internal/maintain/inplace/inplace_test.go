@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -28,15 +27,7 @@ var store *proxytest.Bucket
 const bucket = "bucket"
 
 func TestMain(m *testing.M) {
-	var err error
-	if store, err = proxytest.StartBucket(bucket); err != nil {
-		panic(err)
-	}
-	code := m.Run()
-	if err := store.Close(); err != nil {
-		panic(err)
-	}
-	os.Exit(code)
+	proxytest.RunTests(m, bucket, func(b *proxytest.Bucket) { store = b })
 }
 
 // newConfig returns a Config for the store, with keys under one local key.

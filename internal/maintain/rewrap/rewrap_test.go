@@ -10,7 +10,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -34,15 +33,7 @@ var store *proxytest.Bucket
 const bucket = "bucket"
 
 func TestMain(m *testing.M) {
-	var err error
-	if store, err = proxytest.StartBucket(bucket); err != nil {
-		panic(err)
-	}
-	code := m.Run()
-	if err := store.Close(); err != nil {
-		panic(err)
-	}
-	os.Exit(code)
+	proxytest.RunTests(m, bucket, func(b *proxytest.Bucket) { store = b })
 }
 
 // send is a function, so that tests can wrap it.
