@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -11,16 +12,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
-	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
-	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // checkTimeout limits each single check.
-const checkTimeout = 15 * time.Second
+const checkTimeout = 30 * time.Second
 
 func checkCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -68,11 +69,11 @@ func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 	}
 
 	c.server(ctx, cfg)
-	store, _, err := openOrigin(ctx, cfg, "", zap.NewNop())
+	store, err := openStore(ctx, cfg, "", zap.NewNop(), metrics.New())
 	if err != nil {
 		return err
 	}
-	c.store(ctx, store, cfg.Origin, bucket)
+	c.store(ctx, store, bucket)
 
 	if c.failures > 0 {
 		return fmt.Errorf("%d of %d checks failed", c.failures, c.total)
@@ -133,31 +134,82 @@ func (c *checker) server(ctx context.Context, cfg *config.Config) {
 
 // store tests what the store can do. Without a bucket, it tests the
 // credentials only.
-func (c *checker) store(ctx context.Context, store *origin.Origin, cfg config.Origin, bucket string) {
-	probe := storecheck.New(storecheck.Config{
-		Send: inplace.NewSender(store, s3api.CheckAnswer, s3api.CheckRefusal), Bucket: bucket,
-	})
-	c.run(ctx, "store "+cfg.Endpoint+": credentials", probe.List)
+func (c *checker) store(ctx context.Context, s *store, bucket string) {
+	probe := s.newProbe(bucket, "")
+	c.run(ctx, "store "+s.settings.Endpoint+": credentials", probe.List)
 
 	if bucket == "" {
 		fmt.Fprintln(c.out, "skip  features of the store: give --bucket to test them")
 		return
 	}
+	c.sweep(ctx, probe)
 	c.run(ctx, "store: put, 2 KB of metadata", probe.Put)
 	c.run(ctx, "store: ranges", probe.Ranges)
-	c.run(ctx, "store: If-None-Match: * on PUT", probe.IfNoneMatch)
-	c.run(ctx, "store: If-Match on writes", probe.IfMatch)
+	c.abilities(ctx, probe, s.settings)
+	c.run(ctx, "store: delete", func(ctx context.Context) (string, error) { return "", probe.Clean(ctx) })
+}
 
-	c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {
-		return probe.Multipart(
-			ctx,
-			storecheck.PartSettings{ETagPartCount: cfg.ETagPartCount, UniformParts: cfg.UniformParts},
-		)
+// sweep removes what a check or a proxy has left that was killed.
+func (c *checker) sweep(ctx context.Context, probe *storecheck.Probe) {
+	switch n, err := probe.Sweep(ctx); {
+	case err != nil:
+		fmt.Fprintf(c.out, "warn  looking for what an earlier test has left: %v\n", err)
+	case n > 0:
+		fmt.Fprintf(c.out, "note  removed %d objects and uploads that an earlier test had left\n", n)
+	}
+}
+
+// abilities finds out what the store can do, and compares it with the
+// settings.
+func (c *checker) abilities(ctx context.Context, probe *storecheck.Probe, cfg config.Origin) {
+	var found capability.Set
+	c.run(ctx, "store: what it can do", func(ctx context.Context) (_ string, err error) {
+		found, err = probe.Capabilities(ctx)
+		return "", err
 	})
-	c.run(ctx, "store: a truncated body is not kept", probe.Cut)
-	c.run(ctx, "store: keys", func(ctx context.Context) (string, error) { return probe.Keys(ctx, cfg.Keys) })
+	for able := range capability.All {
+		fmt.Fprintf(c.out, "      %-22s %s\n", able, able.Text(found[able]))
+	}
 
-	c.run(ctx, "store: delete", probe.Remove)
+	used := fixedAbilities(cfg).Over(found)
+	c.line(checkTrailer(found, used, cfg), "store: checksum trailers, truncated bodies")
+	c.line(checkPartCount(found, used), "store: part counts in ETags")
+	c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {
+		return probe.Parts(ctx, used, cfg.UniformParts)
+	})
+	detail, err := storecheck.CompareKeys(found, cfg.Keys)
+	if detail != "" {
+		detail = ": " + detail
+	}
+	c.line(err, "store: keys%s", detail)
+}
+
+// checkTrailer returns an error if uploads would fail, or if a body that was
+// cut short would be kept.
+func checkTrailer(found, used capability.Set, cfg config.Origin) error {
+	switch {
+	case used[capability.Trailer] == capability.Yes && found[capability.Trailer] == capability.No:
+		return errors.New("the store refuses checksum trailers, so all uploads would fail: " +
+			"set origin.checksum_trailer to auto")
+	case used[capability.Trailer] != capability.No || found[capability.CutBodies] != capability.No:
+		return nil
+	case found[capability.Trailer] == capability.Yes:
+		return errors.New("the store keeps bodies that are cut short, " +
+			"but discards them with a checksum trailer: set origin.checksum_trailer to auto")
+	case cfg.TruncatedUploads == config.Accept:
+		return nil
+	default:
+		return s3api.ErrKeepsTruncated
+	}
+}
+
+// checkPartCount returns an error if sizes in listings would be wrong.
+func checkPartCount(found, used capability.Set) error {
+	if used[capability.PartCount] == capability.Yes && found[capability.PartCount] == capability.No {
+		return errors.New("the store's ETags do not have the number of parts, so sizes in listings would be wrong: " +
+			"set origin.etag_part_count to auto")
+	}
+	return nil
 }
 
 // certificate checks the certificate of the S3 port.

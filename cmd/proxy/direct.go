@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 
 	"go.uber.org/zap"
@@ -54,6 +55,16 @@ func openBucket(c *cobra.Command, config, arg string) (*direct, error) {
 		return nil, err
 	}
 	return openDirect(c.Context(), cfg, target, c.ErrOrStderr())
+}
+
+// abilities finds out what the store can do, with objects below the prefix.
+func (d *direct) abilities(ctx context.Context) (inplace.Abilities, error) {
+	set, err := d.findAbilities(ctx, d.bucket, d.prefix)
+	if err != nil {
+		return inplace.Abilities{}, fmt.Errorf("testing what the store can do: %w", err)
+	}
+	d.able.Learn(set)
+	return inplace.AbilitiesOf(set), nil
 }
 
 // reader returns a reader that uses the keys of the configuration.

@@ -9,7 +9,6 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/maintain/encrypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
-	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -89,7 +88,7 @@ func (e *encryptRun) run(ctx context.Context) error {
 	)
 
 	if !e.dryRun {
-		if c.Abilities, err = e.abilities(ctx); err != nil {
+		if c.Abilities, err = e.safeAbilities(ctx); err != nil {
 			return err
 		}
 	}
@@ -107,12 +106,12 @@ func (e *encryptRun) run(ctx context.Context) error {
 	return errors.Join(err, e.failures())
 }
 
-// abilities tests what the store can do. It returns an error if a client's
+// safeAbilities returns what the store can do, or an error if a client's
 // write could be lost, unless --unconditional is set.
-func (e *encryptRun) abilities(ctx context.Context) (inplace.Abilities, error) {
-	a, err := storecheck.Abilities(ctx, storecheck.Config{Send: e.send, Bucket: e.bucket, Prefix: e.prefix})
+func (e *encryptRun) safeAbilities(ctx context.Context) (inplace.Abilities, error) {
+	a, err := e.abilities(ctx)
 	if err != nil {
-		return a, fmt.Errorf("testing what the store can do: %w", err)
+		return a, err
 	}
 
 	for _, write := range []struct {

@@ -5,26 +5,18 @@ import (
 	"crypto/fips140"
 	"errors"
 	"fmt"
-	"net/url"
 	"runtime/debug"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
-	"github.com/cmekproxy/cmekproxy/internal/awscreds"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
-	"github.com/cmekproxy/cmekproxy/internal/origin"
-	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
 // backend is the store and the keys. It is all that commands without a
@@ -35,8 +27,7 @@ type backend struct {
 	log     *zap.Logger
 	metrics *metrics.Metrics
 
-	origin      *origin.Origin
-	originLogin *staticLogin // nil if the SDK's default chain finds the credentials
+	*store
 
 	cache    *dekcache.Cache
 	keys     *keyring.Keyring
@@ -63,7 +54,7 @@ func openBackend(
 
 	b := &backend{cfg: cfg, log: log, metrics: metrics.New()}
 	var err error
-	if b.origin, b.originLogin, err = openOrigin(ctx, cfg, unixSocket, log); err != nil {
+	if b.store, err = openStore(ctx, cfg, unixSocket, log, b.metrics); err != nil {
 		return nil, err
 	}
 	if err := b.openKeyring(ctx, auditor); err != nil {
@@ -81,119 +72,6 @@ func (b *backend) close() {
 	if b.cache != nil {
 		b.cache.Close()
 	}
-}
-
-// openOrigin prepares requests to the store. The login is nil if the SDK's
-// default chain finds the credentials.
-func openOrigin(
-	ctx context.Context,
-	cfg *config.Config,
-	unixSocket string,
-	log *zap.Logger,
-) (*origin.Origin, *staticLogin, error) {
-	credentials, err := originCredentials(ctx, cfg.Origin, log)
-	if err != nil {
-		return nil, nil, err
-	}
-
-	endpoint, err := url.Parse(cfg.Origin.Endpoint)
-	if err != nil {
-		return nil, nil, fmt.Errorf("origin.endpoint: %w", err)
-	}
-
-	transport, err := buildTransport(cfg, unixSocket, log)
-	if err != nil {
-		return nil, nil, err
-	}
-
-	login, _ := credentials.(*staticLogin)
-	return origin.New(origin.Config{
-		Endpoint:    endpoint,
-		Region:      cfg.Origin.Region,
-		Credentials: credentials,
-		PathStyle:   cfg.Origin.PathStyle,
-		Trailers:    cfg.Origin.ChecksumTrailer,
-		Now:         time.Now,
-		Transport:   transport,
-	}), login, nil
-}
-
-func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*origin.Transport, error) {
-	out := origin.TransportConfig{
-		ConnectTimeout:  cfg.Origin.ConnectTimeout,
-		ResponseTimeout: cfg.Origin.ResponseTimeout,
-		IdleTimeout:     cfg.Origin.IdleTimeout,
-		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // slow requests have as many
-		UnixSocket:      unixSocket,
-	}
-
-	if cfg.Origin.CAFile != "" && strings.HasPrefix(cfg.Origin.Endpoint, "https:") {
-		pool, err := pemfile.OpenPool(cfg.Origin.CAFile, func(err error) {
-			if err != nil {
-				log.Error("reading origin.ca_file failed; keeping the authorities read before", zap.Error(err))
-				return
-			}
-			log.Info("origin.ca_file read again")
-		})
-		if err != nil {
-			return nil, fmt.Errorf("origin.ca_file, or AWS_CA_BUNDLE: %w", err)
-		}
-
-		out.Authorities = pool
-	}
-
-	return origin.NewTransport(out), nil
-}
-
-func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) (aws.CredentialsProvider, error) {
-	if cfg.AccessKey != "" {
-		login := &staticLogin{}
-		login.set(cfg)
-		return login, nil
-	}
-
-	creds, err := awscreds.New(ctx, awscreds.Config{
-		Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
-			chain, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(cfg.Region))
-			return chain.Credentials, err
-		},
-		Report: func(err error) {
-			if err != nil {
-				log.Error(
-					"reading the store's AWS credentials failed; keeping the ones read before",
-					zap.Error(err),
-				)
-				return
-			}
-
-			log.Info("the store's AWS credentials read again")
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("the store's credentials from the AWS SDK's default chain: %w", err)
-	}
-
-	return creds, nil
-}
-
-// staticLogin has the credentials for the store from the configuration. A
-// reload can change them.
-type staticLogin struct {
-	current atomic.Pointer[aws.Credentials]
-}
-
-// set changes the credentials, unless the configuration has none.
-func (l *staticLogin) set(cfg config.Origin) {
-	if l != nil && cfg.AccessKey != "" {
-		l.current.Store(
-			&aws.Credentials{AccessKeyID: cfg.AccessKey, SecretAccessKey: cfg.SecretKey.Reveal(), Source: "config"},
-		)
-	}
-}
-
-// Retrieve implements aws.CredentialsProvider.
-func (l *staticLogin) Retrieve(context.Context) (aws.Credentials, error) {
-	return *l.current.Load(), nil
 }
 
 // openKeyring creates the cache and the keyring, and their metrics. A key

@@ -167,7 +167,7 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	}
 	s.adminToken.Store(&next.AdminToken)
 
-	s.originLogin.set(next.Origin)
+	s.login.set(next.Origin)
 	s.reopen(ctx, s.file.Config, next)
 	s.cache.SetTTL(dek.TTL)
 	s.cache.Resize(dek.MaxEntries)

@@ -10,7 +10,6 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
-	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -161,9 +160,9 @@ func (r *rewrapRun) prepare(ctx context.Context, c *rewrap.Config) error {
 	}
 
 	var err error
-	c.Abilities, err = storecheck.Abilities(ctx, storecheck.Config{Send: r.send, Bucket: r.bucket, Prefix: r.prefix})
+	c.Abilities, err = r.abilities(ctx)
 	if err != nil {
-		return fmt.Errorf("testing what the store can do: %w", err)
+		return err
 	}
 
 	c.Method = map[string]rewrap.Method{

@@ -660,7 +660,8 @@ func (m *move) hook(before func(*http.Request)) string {
 			r.Out.Header.Del("Authorization")
 		},
 		Transport: origin.New(origin.Config{
-			Endpoint: target, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now,
+			Endpoint: target, Region: "us-east-1", PathStyle: true, Now: time.Now,
+			Uploads: origin.Always(origin.Uploads{Trailer: true, PartChecksums: true}),
 			Transport:   http.DefaultTransport,
 			Credentials: credentials.NewStaticCredentialsProvider(proxytest.AccessKey, proxytest.SecretKey, ""),
 		}),

@@ -64,7 +64,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		Keys:          s.keys,
 		Clients:       s.clients,
 		Domain:        cfg.Domain,
-		ETagPartCount: cfg.Origin.ETagPartCount,
+		Capabilities:  s.able.Find,
 		UniformParts:  cfg.Origin.UniformParts,
 		VerifyHead:    cfg.Encryption.VerifyHead,
 		KeyNames:      keyname.Store(cfg.Origin.Keys),

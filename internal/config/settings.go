@@ -89,16 +89,21 @@ type Origin struct {
 	PathStyle bool `yaml:"path_style"`
 	// ChecksumTrailer sends uploads in aws-chunked framing with a CRC32
 	// after the body, so that the store detects altered or truncated
-	// bodies. Default true. Set it to false for a store that does not
-	// support this.
-	ChecksumTrailer bool `yaml:"checksum_trailer"`
+	// bodies. "auto", the default, finds out whether the store supports
+	// this.
+	ChecksumTrailer string `yaml:"checksum_trailer" values:"auto true false"`
+	// TruncatedUploads says what happens to uploads if the store neither
+	// supports checksum trailers nor discards a body that was cut short:
+	// "refuse" (default) or "accept".
+	TruncatedUploads string `yaml:"truncated_uploads" values:"refuse accept"`
 	// ETagPartCount means that the store's ETags of multipart objects end
 	// in "-" and the number of parts. Without it, each size in a listing
-	// needs a separate request. Default true.
-	ETagPartCount bool `yaml:"etag_part_count"`
+	// needs a separate request. "auto", the default, finds out.
+	ETagPartCount string `yaml:"etag_part_count" values:"auto true false"`
 	// Keys says how the store treats object keys: "path" means like file
-	// paths, "literal" means unchanged. If empty, this is unknown, and keys
-	// with a "." or ".." segment are refused where prefixes matter.
+	// paths, "literal" means unchanged. If empty, the proxy finds out whether
+	// the store takes a key for another one, and refuses keys with a "." or
+	// ".." segment where prefixes matter.
 	Keys string `yaml:"keys" values:"path literal"`
 	// UniformParts means that the store requires all parts of an upload
 	// except the last to have the same length. Such a store rejects the
@@ -370,6 +375,19 @@ const (
 	Allow = "allow"
 )
 
+// The values of Origin.ChecksumTrailer and Origin.ETagPartCount.
+const (
+	Auto = "auto" // find out what the store does
+	Yes  = "true"
+	No   = "false"
+)
+
+// The values of Origin.TruncatedUploads.
+const (
+	Refuse = "refuse"
+	Accept = "accept"
+)
+
 // The values of Origin.Keys.
 const (
 	PathKeys    = string(keyname.Path)
@@ -482,7 +500,7 @@ func defaults() *Config {
 	return &Config{
 		AdminListen: "127.0.0.1:9001",
 		Origin: Origin{
-			PathStyle: true, ChecksumTrailer: true, ETagPartCount: true,
+			PathStyle: true, ChecksumTrailer: Auto, TruncatedUploads: Refuse, ETagPartCount: Auto,
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
 		Encryption: Encryption{PlaintextObjects: Deny, CustomerKeys: Deny},

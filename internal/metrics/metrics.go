@@ -31,6 +31,7 @@ type Metrics struct {
 	kmsDuration    *prometheus.HistogramVec
 	leases         *prometheus.CounterVec
 	breakers       *prometheus.GaugeVec
+	capabilities   *prometheus.GaugeVec
 }
 
 // seconds are the upper bounds of the histograms, from a small cached GET
@@ -83,10 +84,14 @@ func New() *Metrics {
 			Name: "cmekproxy_kms_breaker_open",
 			Help: "1 while the circuit breaker for a KMS that does not answer is open, by id of the key.",
 		}, []string{"kms_key"}),
+		capabilities: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "cmekproxy_store_capability",
+			Help: "1 if the store can do something, 0 if it cannot; missing while that is unknown.",
+		}, []string{"capability"}),
 	}
 
 	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.originDuration,
-		m.kmsDuration, m.leases, m.breakers,
+		m.kmsDuration, m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	return m
@@ -114,6 +119,15 @@ func (m *Metrics) KMS(key, operation, result string, took time.Duration) {
 // Lease records what happened to a lease that ran out: it was renewed or
 // cut.
 func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event).Inc() }
+
+// StoreCapability records whether the store can do something.
+func (m *Metrics) StoreCapability(name string, able bool) {
+	value := 0.0
+	if able {
+		value = 1
+	}
+	m.capabilities.WithLabelValues(name).Set(value)
+}
 
 // Breaker returns the gauge for the circuit breaker of a key.
 func (m *Metrics) Breaker(kmsKey string) prometheus.Gauge { return m.breakers.WithLabelValues(kmsKey) }

@@ -38,13 +38,30 @@ type Config struct {
 	Region      string   // region in signatures
 	Credentials aws.CredentialsProvider
 	PathStyle   bool // bucket in the path rather than in the host name
-	// Trailers sends uploads with a checksum in a trailer. False for stores
-	// that do not support aws-chunked.
-	Trailers  bool
+	// Uploads says how bodies are sent to a bucket. If it returns an error,
+	// the request fails. nil means Always(Uploads{}).
+	Uploads   func(ctx context.Context, bucket string) (Uploads, error)
 	Transport http.RoundTripper // normally from NewTransport
 	Now       func() time.Time
 	// CredentialsTimeout limits getting the credentials. 0 means 10 s.
 	CredentialsTimeout time.Duration
+}
+
+// Uploads is how bodies are sent to the store.
+type Uploads struct {
+	// Trailer sends them with a checksum in a trailer. False for stores that
+	// do not support aws-chunked.
+	Trailer bool
+	// PartChecksums creates multipart uploads with the algorithm of the
+	// trailers. Amazon S3 then requires the checksum of each part when the
+	// upload is completed (see stored.PartChecksum), and without it does not
+	// complete an upload whose parts have checksums.
+	PartChecksums bool
+}
+
+// Always returns a value for Config.Uploads that is the same for all buckets.
+func Always(u Uploads) func(context.Context, string) (Uploads, error) {
+	return func(context.Context, string) (Uploads, error) { return u, nil }
 }
 
 // Origin signs and sends requests to the store. It is safe for concurrent
@@ -64,7 +81,12 @@ type signer struct {
 }
 
 // New returns an Origin.
-func New(cfg Config) *Origin { return &Origin{cfg: cfg} }
+func New(cfg Config) *Origin {
+	if cfg.Uploads == nil {
+		cfg.Uploads = Always(Uploads{})
+	}
+	return &Origin{cfg: cfg}
+}
 
 func (o *Origin) signerOf(secret string) *signer {
 	if s := o.signer.Load(); s != nil && subtle.ConstantTimeCompare([]byte(s.secret), []byte(secret)) == 1 {
@@ -85,10 +107,7 @@ var ErrCredentials = errors.New("origin: no credentials for the store")
 // RoundTrip sends r. Its URL must contain only /bucket/key (Path and
 // RawPath) and the query. A body whose hash is in X-Amz-Content-Sha256 is
 // sent unchanged. Other bodies are sent with a checksum trailer or as
-// UnsignedPayload. With trailers, a multipart upload is created with their
-// checksum algorithm; Amazon S3 then requires the checksum of each part
-// when the upload is completed (see stored.PartChecksum). RoundTrip does
-// not modify r.
+// UnsignedPayload; see Uploads. RoundTrip does not modify r.
 func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme = o.cfg.Endpoint.Scheme
@@ -99,16 +118,9 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 
 	out.Host = out.URL.Host
-	if o.cfg.Trailers && out.Method == http.MethodPost && strings.HasPrefix(out.URL.RawQuery, "uploads") {
-		out.Header.Set("X-Amz-Checksum-Algorithm", trailerAlgorithm)
-	}
-
-	switch hashed := out.Header.Get("X-Amz-Content-Sha256") != ""; {
-	case hashed:
-	case o.cfg.Trailers && out.Body != nil && out.ContentLength > 0:
-		frame(out)
-	default:
-		out.Header.Set("X-Amz-Content-Sha256", UnsignedPayload)
+	if err := o.prepareUpload(r, out); err != nil {
+		closeBody(r)
+		return nil, err
 	}
 
 	creds, err := o.credentials(r.Context())
@@ -125,6 +137,35 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 
 	return o.cfg.Transport.RoundTrip(out)
+}
+
+// prepareUpload decides how the body of r is sent, and changes out
+// accordingly.
+func (o *Origin) prepareUpload(r, out *http.Request) error {
+	hashed := out.Header.Get("X-Amz-Content-Sha256") != ""
+	body := !hashed && out.Body != nil && out.ContentLength > 0
+	creates := out.Method == http.MethodPost && strings.HasPrefix(out.URL.RawQuery, "uploads")
+
+	var how Uploads
+	if body || creates {
+		bucket, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+		var err error
+		if how, err = o.cfg.Uploads(r.Context(), bucket); err != nil {
+			return err
+		}
+	}
+
+	if creates && how.PartChecksums {
+		out.Header.Set("X-Amz-Checksum-Algorithm", trailerAlgorithm)
+	}
+	switch {
+	case hashed:
+	case body && how.Trailer:
+		frame(out)
+	default:
+		out.Header.Set("X-Amz-Content-Sha256", UnsignedPayload)
+	}
+	return nil
 }
 
 // defaultCredentialsTimeout is enough for the AWS SDK to ask an instance's

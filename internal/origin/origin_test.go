@@ -37,6 +37,9 @@ type recorder struct {
 	server *httptest.Server
 }
 
+// framed is how uploads are sent to Amazon S3.
+var framed = origin.Uploads{Trailer: true, PartChecksums: true}
+
 // newStore starts a server that verifies signatures and payloads.
 func newStore(t *testing.T, change func(*origin.Config)) (*origin.Origin, *recorder) {
 	t.Helper()
@@ -63,7 +66,7 @@ func newStore(t *testing.T, change func(*origin.Config)) (*origin.Origin, *recor
 
 	cfg := origin.Config{
 		Endpoint: &url.URL{Scheme: "http", Host: strings.TrimPrefix(server.URL, "http://")}, Region: "eu-central-1",
-		PathStyle: true, Trailers: true,
+		PathStyle: true, Uploads: origin.Always(framed),
 		Now: time.Now, Transport: transport,
 		Credentials: credentials.NewStaticCredentialsProvider("access", "secret", ""),
 	}
@@ -124,7 +127,7 @@ func TestAFailingBodyIsNeverWhole(t *testing.T) {
 	errSource := errors.New("bad checksum at the end")
 	for _, trailers := range []bool{true, false} {
 		for _, fail := range []error{errSource, errors.Join(io.EOF)} { // an error that only wraps io.EOF is a failure
-			o, received := newStore(t, func(cfg *origin.Config) { cfg.Trailers = trailers })
+			o, received := newStore(t, func(cfg *origin.Config) { cfg.Uploads = origin.Always(origin.Uploads{Trailer: trailers}) })
 			body := io.MultiReader(strings.NewReader(strings.Repeat("c", 1000)), iotest.ErrReader(fail))
 			if resp, err := o.RoundTrip(newRequest(t, http.MethodPut, "/bucket/key", body, 1016)); err == nil {
 				resp.Body.Close()
@@ -193,15 +196,16 @@ func TestHashedAndEmptyBodiesAreSentAsTheyAre(t *testing.T) {
 func TestUploadsAreCreatedWithTheChecksumOfTheirParts(t *testing.T) {
 	for _, row := range []struct {
 		method, query string
-		trailers      bool
+		uploads       origin.Uploads
 		want          string
 	}{
-		{http.MethodPost, "uploads=", true, "CRC32"},
-		{http.MethodPost, "uploads=", false, ""},
-		{http.MethodPost, "uploadId=x", true, ""},
-		{http.MethodGet, "uploads=", true, ""},
+		{http.MethodPost, "uploads=", framed, "CRC32"},
+		{http.MethodPost, "uploads=", origin.Uploads{}, ""},
+		{http.MethodPost, "uploads=", origin.Uploads{Trailer: true}, ""},
+		{http.MethodPost, "uploadId=x", framed, ""},
+		{http.MethodGet, "uploads=", framed, ""},
 	} {
-		o, received := newStore(t, func(cfg *origin.Config) { cfg.Trailers = row.trailers })
+		o, received := newStore(t, func(cfg *origin.Config) { cfg.Uploads = origin.Always(row.uploads) })
 		r := newRequest(t, row.method, "/bucket/key", nil, 0)
 		r.URL.RawQuery = row.query
 		resp, err := o.RoundTrip(r)
@@ -212,7 +216,7 @@ func TestUploadsAreCreatedWithTheChecksumOfTheirParts(t *testing.T) {
 		resp.Body.Close()
 		if got := received.header.Get("X-Amz-Checksum-Algorithm"); received.authErr != nil || got != row.want ||
 			r.Header.Get("X-Amz-Checksum-Algorithm") != "" {
-			t.Errorf("%s ?%s, trailers %t: %v, %q", row.method, row.query, row.trailers, received.authErr, got)
+			t.Errorf("%s ?%s, %+v: %v, %q", row.method, row.query, row.uploads, received.authErr, got)
 		}
 	}
 }

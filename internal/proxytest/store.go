@@ -108,7 +108,8 @@ func (s *Store) Transport(timeout time.Duration) *origin.Transport {
 // another.
 func OriginConfig(transport http.RoundTripper) origin.Config {
 	return origin.Config{
-		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: Region, PathStyle: true, Trailers: true,
+		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: Region, PathStyle: true,
+		Uploads: origin.Always(origin.Uploads{Trailer: true, PartChecksums: true}),
 		Now: time.Now, Transport: transport,
 		Credentials: credentials.NewStaticCredentialsProvider(AccessKey, SecretKey, ""),
 	}

@@ -5,10 +5,12 @@ import (
 	"html"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -43,12 +45,13 @@ func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error)
 // plaintextSizes returns the size of each entry's plaintext, as text.
 func (s *Server) plaintextSizes(c *call, entries []listed) ([]string, error) {
 	sizes := make([]string, len(entries))
+	counted := s.countsParts(c, entries)
 	var asked errgroup.Group
 	asked.SetLimit(sizeRequests)
 
 	for i, e := range entries {
 		sizes[i] = plaintextSize(e.etag, e.size)
-		if !s.needsHead(c, e) {
+		if !s.needsHead(c, e, counted) {
 			continue
 		}
 
@@ -89,10 +92,19 @@ func listedObject(bucket string, entry []byte, encoding string) listed {
 	return listed{crypt.Object{Bucket: bucket, Key: key}, string(version), unquote(string(etag)), string(size)}
 }
 
+// countsParts reports whether the store's ETags of multipart objects end in
+// the number of parts. It asks the store only if a size depends on it.
+func (s *Server) countsParts(c *call, entries []listed) bool {
+	depends := func(e listed) bool { return e.size != "" && e.size != "0" }
+	return slices.ContainsFunc(entries, depends) &&
+		s.Capabilities(c.Context(), c.bucket, capability.PartCount)[capability.PartCount] == capability.Yes
+}
+
 // needsHead reports whether the size cannot be computed: the store's ETags
-// do not have the number of parts, or the object may be plaintext.
-func (s *Server) needsHead(c *call, e listed) bool {
-	return e.size != "" && e.size != "0" && (!s.ETagPartCount || s.Keys.AllowPlaintext(e.object, c.client.Name))
+// do not have the number of parts, or the object may be plaintext. counted is
+// the result of countsParts.
+func (s *Server) needsHead(c *call, e listed, counted bool) bool { //nolint:revive // counted describes the store
+	return e.size != "" && e.size != "0" && (!counted || s.Keys.AllowPlaintext(e.object, c.client.Name))
 }
 
 // sizeOf returns the size of a listed object's plaintext. If the object was

@@ -26,6 +26,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
@@ -118,7 +119,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	}
 
 	cfg := s3api.Config{
-		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(),
+		Origin: p.origin, Clients: clients, Domain: "s3.test", Capabilities: capability.Always(capability.Set{capability.PartCount: capability.Yes}), Metrics: metrics.New(),
 		IdleTimeout: 20 * time.Second,
 		// 72 of them for one client
 		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true,

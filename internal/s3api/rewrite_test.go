@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -64,7 +65,8 @@ func listing(doc []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Config: Config{ETagPartCount: true, Keys: keys}}
+	counts := capability.Set{capability.PartCount: capability.Yes}
+	s := &Server{Config: Config{Capabilities: capability.Always(counts), Keys: keys}}
 	return s.listWithSizes(&call{Request: &http.Request{}, bucket: "b", client: &access.Client{}}, doc, "Contents")
 }
 

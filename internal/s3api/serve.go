@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
@@ -29,7 +30,6 @@ type Config struct {
 	Keys          *keyring.Keyring
 	Clients       *access.Directory
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
-	ETagPartCount bool   // the store's multipart ETags end in the number of parts; else listings need HEADs
 	UniformParts  bool   // the store refuses a small last part after parts of different sizes; see appendEnd
 	VerifyHead    bool   // HEAD verifies the envelope's MAC, at the cost of a KMS request
 	Log           *zap.Logger
@@ -47,7 +47,10 @@ type Config struct {
 	// LocalTLS treats requests from loopback addresses as if they came over
 	// TLS: a TLS terminator runs on this machine.
 	LocalTLS bool
-	KeyNames keyname.Store // how the store treats object keys; empty: unknown
+	KeyNames keyname.Store // how the store treats object keys; empty: Capabilities says it
+	// Capabilities returns what the store can do. It may ask the store about
+	// what is needed, in the bucket of the request.
+	Capabilities func(ctx context.Context, bucket string, needed ...capability.Capability) capability.Set
 }
 
 // Server is the http.Handler of the S3 port.

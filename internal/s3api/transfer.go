@@ -13,6 +13,12 @@ import (
 // request. It is not the client's fault.
 var errTransfer = errors.New("the connection to the store is at fault")
 
+// ErrKeepsTruncated is returned for uploads to a store that would keep them
+// if they were cut short.
+var ErrKeepsTruncated = errors.New("the store refuses checksum trailers, and keeps a body that was cut short: " +
+	"uploads are refused. Set origin.truncated_uploads to accept if you accept that a failed upload " +
+	"can replace an object by one that cannot be read")
+
 // transferFaults are the store's codes for such errors. The proxy has
 // already verified the length and the checksums of the client's body. The
 // store's codes are about what the proxy sent.

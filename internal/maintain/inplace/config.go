@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -25,6 +26,17 @@ type Abilities struct {
 	// ETagIsMD5 means that the ETag of a single-PUT object, and of a part,
 	// is the MD5 of its bytes.
 	ETagIsMD5 bool
+}
+
+// AbilitiesOf returns what matters here of what a store can do. What is
+// unknown counts as missing.
+func AbilitiesOf(set capability.Set) Abilities {
+	return Abilities{
+		CopyIfMatch:     set[capability.CopyIfMatch] == capability.Yes,
+		PutIfMatch:      set[capability.PutIfMatch] == capability.Yes,
+		CompleteIfMatch: set[capability.CompleteIfMatch] == capability.Yes,
+		ETagIsMD5:       set[capability.MD5ETags] == capability.Yes,
+	}
 }
 
 // Config is what the packages that write objects have in common. Each of

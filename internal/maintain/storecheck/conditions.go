@@ -1,149 +1,147 @@
 package storecheck
 
 import (
-	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // most stores use MD5 for ETags
-	"encoding/hex"
 	"fmt"
 	"net/http"
-	"strings"
 
-	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
 // neverAnETag is the ETag of no object.
 const neverAnETag = `"00000000000000000000000000000000"`
 
-// Abilities tests which conditions on writes the store honors, and removes
-// what it has written.
-func Abilities(ctx context.Context, cfg Config) (inplace.Abilities, error) {
-	p := New(cfg)
-	a, err := p.abilities(ctx)
-	if _, removal := p.Remove(context.WithoutCancel(ctx)); removal != nil && err == nil {
-		err = fmt.Errorf("removing %s: %w", p.name, removal)
+// findPutConditions tests If-Match and If-None-Match of PutObject.
+func (p *Probe) findPutConditions(ctx context.Context, set *capability.Set) error {
+	etag, err := p.etag(ctx, p.name)
+	if err != nil {
+		return err
 	}
-	return a, err
+	put := func(name, value string) request { return p.putting(p.name, http.Header{name: {value}}, text) }
+	set[capability.PutIfMatch], err = p.honors(ctx, put("If-Match", etag), put("If-Match", neverAnETag))
+	if err != nil {
+		return fmt.Errorf("If-Match of PutObject: %w", err)
+	}
+
+	fresh := p.putting(p.name+"-new", http.Header{"If-None-Match": {"*"}}, text)
+	set[capability.PutIfNoneMatch], err = p.honors(ctx, fresh, put("If-None-Match", "*"))
+	if err != nil {
+		return fmt.Errorf("If-None-Match of PutObject: %w", err)
+	}
+	return nil
 }
 
-func (p *Probe) abilities(ctx context.Context) (a inplace.Abilities, err error) {
-	first, err := p.want(ctx, http.StatusOK, http.MethodPut, p.path(p.name), nil, text)
+// findCopyConditions tests the conditions of CopyObject on the source and on
+// the object that is overwritten.
+func (p *Probe) findCopyConditions(ctx context.Context, set *capability.Set) error {
+	etag, err := p.etag(ctx, p.name)
 	if err != nil {
-		return a, err
+		return err
 	}
-	if a.PutIfMatch, err = p.refuses(ctx, http.MethodPut, ifMatch(), text); err != nil {
-		return a, err
+	target := p.name + "-copy"
+	copying := func(name, value string) request {
+		return p.putting(target, http.Header{
+			"X-Amz-Copy-Source": {sigv4.EscapePath(p.path(p.name))},
+			name:                {value},
+		}, nil)
 	}
 
-	header := ifMatch()
-	header.Set("X-Amz-Copy-Source", sigv4.EscapePath(p.path(p.name)))
-	header.Set("X-Amz-Metadata-Directive", "REPLACE")
-	if a.CopyIfMatch, err = p.refuses(ctx, http.MethodPut, header, nil); err != nil {
-		return a, err
+	const onSource = "X-Amz-Copy-Source-If-Match"
+	set[capability.CopySourceIfMatch], err = p.honors(ctx, copying(onSource, etag), copying(onSource, neverAnETag))
+	if err != nil {
+		return fmt.Errorf("the source condition of CopyObject: %w", err)
 	}
 
-	path := p.path(p.name)
-	upload, err := p.createUpload(ctx, path)
-	if err != nil {
-		return a, err
+	if etag, err = p.etag(ctx, target); err != nil {
+		return err
 	}
-	defer func() { _ = p.abort(ctx, path, upload) }() // a completed upload no longer exists
-
-	sent, err := p.sendPart(ctx, path, upload, 1, text)
+	set[capability.CopyIfMatch], err = p.honors(ctx, copying("If-Match", etag), copying("If-Match", neverAnETag))
 	if err != nil {
-		return a, err
+		return fmt.Errorf("If-Match of CopyObject: %w", err)
 	}
-	sum := md5.Sum(text) //nolint:gosec // ETags of most stores
-	quoted := `"` + hex.EncodeToString(sum[:]) + `"`
-	a.ETagIsMD5 = first.header.Get("Etag") == quoted && sent.ETag == quoted
-
-	got, err := p.complete(ctx, path, upload, []part{sent}, ifMatch())
-	if err != nil {
-		return a, err
-	}
-	a.CompleteIfMatch, err = refused(got)
-	return a, err
+	return nil
 }
 
-func ifMatch() http.Header { return http.Header{"If-Match": {neverAnETag}} }
+// findDeleteCondition tests If-Match of DeleteObject.
+func (p *Probe) findDeleteCondition(ctx context.Context, set *capability.Set) error {
+	key := p.name + "-delete"
+	put, err := p.put(ctx, key, nil)
+	if err != nil {
+		return err
+	}
+	deleting := func(etag string) request {
+		return request{method: http.MethodDelete, path: p.path(key), header: http.Header{"If-Match": {etag}}}
+	}
 
-// refuses reports whether a write of the probe's object is refused because
-// of the condition in header.
-func (p *Probe) refuses(ctx context.Context, method string, header http.Header, body []byte) (bool, error) {
-	got, err := p.do(ctx, method, p.path(p.name), header, bytes.NewReader(body), int64(len(body)))
+	refused, err := p.refuses(ctx, deleting(neverAnETag))
+	if err == nil && refused {
+		refused, err = p.accepts(ctx, deleting(put.header.Get("Etag")))
+	}
+	if err != nil {
+		return fmt.Errorf("If-Match of DeleteObject: %w", err)
+	}
+	set[capability.DeleteIfMatch] = capability.AnswerOf(refused)
+	return nil
+}
+
+// honors reports whether the store accepts a request whose condition is met,
+// and then refuses one whose condition is not. Some stores refuse both.
+func (p *Probe) honors(ctx context.Context, met, unmet request) (capability.Answer, error) {
+	accepted, err := p.accepts(ctx, met)
+	if err != nil {
+		return capability.Unknown, err
+	}
+	refused, err := p.refuses(ctx, unmet)
+	if err != nil {
+		return capability.Unknown, err
+	}
+	return capability.AnswerOf(accepted && refused), nil
+}
+
+// accepts reports whether the store does not refuse a request because of its
+// condition.
+func (p *Probe) accepts(ctx context.Context, q request) (bool, error) {
+	got, err := p.do(ctx, q)
+	if err != nil {
+		return false, err
+	}
+	if got.status == http.StatusPreconditionFailed || ignores(got) {
+		return false, nil
+	}
+	return got.refuse == nil, got.refuse
+}
+
+// refuses reports whether the store refuses a request because of its
+// condition.
+func (p *Probe) refuses(ctx context.Context, q request) (bool, error) {
+	got, err := p.do(ctx, q)
 	if err != nil {
 		return false, err
 	}
 	return refused(got)
 }
 
-// refused reports whether a write was refused because of its condition. A
-// store that does not know the condition may ignore it or return an error.
 func refused(got reply) (bool, error) {
 	switch {
 	case got.status == http.StatusPreconditionFailed:
 		return true, nil
-	case got.refuse == nil,
-		got.status == http.StatusNotImplemented,
-		got.status == http.StatusBadRequest,
-		got.status == http.StatusMethodNotAllowed:
+	case got.refuse == nil, ignores(got):
 		return false, nil
 	default:
 		return false, got.refuse
 	}
 }
 
-// IfNoneMatch tests whether the store honors the condition with which
-// clients create an object only if it does not exist.
-func (p *Probe) IfNoneMatch(ctx context.Context) (string, error) {
-	got, err := p.do(
-		ctx,
-		http.MethodPut,
-		p.path(p.name),
-		http.Header{"If-None-Match": {"*"}},
-		bytes.NewReader(text),
-		int64(len(text)),
-	)
-
-	switch {
-	case err != nil:
-		return "", err
-	case got.status == http.StatusPreconditionFailed:
-		return "honored", nil
-	case got.status == http.StatusOK:
-		return "IGNORED by this store: conditional writes give no protection", nil
-	default:
-		return fmt.Sprintf("not supported (%d)", got.status), nil
-	}
+// ignores reports whether a store does not know a condition, and says so.
+func ignores(got reply) bool {
+	return got.status == http.StatusNotImplemented ||
+		got.status == http.StatusBadRequest ||
+		got.status == http.StatusMethodNotAllowed
 }
 
-// IfMatch tests which writes the store refuses if the object that they would
-// overwrite does not have the ETag in If-Match.
-func (p *Probe) IfMatch(ctx context.Context) (string, error) {
-	a, err := p.abilities(ctx)
-	if err != nil {
-		return "", err
-	}
-
-	var held, ignored []string
-	for _, write := range []struct {
-		name string
-		held bool
-	}{{"PutObject", a.PutIfMatch}, {"CopyObject", a.CopyIfMatch}, {"CompleteMultipartUpload", a.CompleteIfMatch}} {
-		if write.held {
-			held = append(held, write.name)
-		} else {
-			ignored = append(ignored, write.name)
-		}
-	}
-
-	switch {
-	case len(ignored) == 0:
-		return "honored by all writes", nil
-	case len(held) == 0:
-		return "IGNORED by this store", nil
-	default:
-		return "honored by " + strings.Join(held, ", ") + "; not by " + strings.Join(ignored, ", "), nil
-	}
+// etag returns the ETag of an object.
+func (p *Probe) etag(ctx context.Context, key string) (string, error) {
+	head, err := p.want(ctx, http.StatusOK, request{method: http.MethodHead, path: p.path(key)})
+	return head.header.Get("Etag"), err
 }

@@ -1,15 +1,11 @@
 package storecheck
 
 import (
-	"bytes"
 	"context"
-	"encoding/xml"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
-	"slices"
-	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 )
 
 // The values of the setting origin.keys.
@@ -18,81 +14,63 @@ const (
 	literalKeys = "literal"
 )
 
-// Keys tests how the store treats keys that look like unusual paths, and
-// compares it with origin.keys. All keys stay below a folder of the probe,
-// whichever way the store treats them.
-func (p *Probe) Keys(ctx context.Context, configured string) (string, error) {
-	folder := p.name + "-keys/"
-	odd := []string{folder + "a/../dots", folder + "b//slashes"}
-	refused := 0
-
-	for _, key := range odd {
-		got, err := p.do(ctx, http.MethodPut, p.path(key), nil, bytes.NewReader(text), int64(len(text)))
+// findKeys stores objects under keys that look like unusual paths. All keys
+// stay below the probe's name, whichever way the store treats them.
+func (p *Probe) findKeys(ctx context.Context, set *capability.Set) error {
+	for _, row := range []struct {
+		capability  capability.Capability
+		key, folded string
+	}{
+		{capability.LiteralSlashes, p.name + "-keys/b//slashes", p.name + "-keys/b/slashes"},
+		{capability.LiteralLeadingSlash, "/" + p.name + "-leading", p.name + "-leading"},
+		{capability.LiteralDots, p.name + "-keys/a/../dots", p.name + "-keys/dots"},
+	} {
+		got, err := p.do(ctx, p.putting(row.key, nil, text))
 		switch {
 		case err != nil:
-			return "", err
-		case got.status >= 500:
-			return "", fmt.Errorf("PUT of the key %s: %s", key, got)
+			return err
+		case got.status == 403, got.status >= 500:
+			return fmt.Errorf("PUT of the key %s: %w", row.key, got.err())
 		case got.status >= 300:
-			refused++
+			set[row.capability] = capability.Yes // it cannot be taken for another key
+			continue
 		}
-	}
 
-	listed, err := p.listed(ctx, folder)
-	if err != nil {
-		return "", err
-	}
-	for _, key := range listed {
-		if _, err := p.do(ctx, http.MethodDelete, p.path(key), nil, nil, 0); err != nil {
-			return "", err
+		p.made(leftover{path: p.path(row.folded)})
+		folded, err := p.exists(ctx, row.folded)
+		if err != nil {
+			return err
 		}
+		set[row.capability] = capability.AnswerOf(!folded)
 	}
-
-	if refused < len(odd) && len(listed) == 0 {
-		return "", errors.New("the store accepted unusual keys, but lists none of them")
-	}
-	literal := slices.Contains(listed, odd[0]) && slices.Contains(listed, odd[1])
-	return compareKeys(literal, configured)
+	return nil
 }
 
-// compareKeys compares the store's behavior with the configuration.
-func compareKeys(literal bool, configured string) (string, error) {
+// CompareKeys compares how the store treats keys with the setting
+// origin.keys.
+func CompareKeys(set capability.Set, configured string) (string, error) {
+	literal := set.Literal()
+	detail := fmt.Sprintf("// %s, a leading / %s, .. %s",
+		capability.LiteralSlashes.Text(set[capability.LiteralSlashes]),
+		capability.LiteralLeadingSlash.Text(set[capability.LiteralLeadingSlash]),
+		capability.LiteralDots.Text(set[capability.LiteralDots]))
+
 	switch {
-	case literal && configured == literalKeys:
-		return "taken literally", nil
-	case literal:
-		return "taken literally: with origin.keys: literal, no key would be refused because of its dots", nil
+	case literal == capability.Unknown:
+		return "", errors.New("how the store treats unusual keys is unknown: " + detail)
+	case literal == capability.Yes && configured == literalKeys:
+		return "used unchanged", nil
+	case literal == capability.Yes:
+		return "used unchanged: with origin.keys: literal, no key would be refused because of its dots", nil
 	case configured == pathKeys:
-		return "taken as paths", nil
+		return detail, nil
 	case configured == literalKeys:
-		return "", errors.New(
-			"the store takes keys as paths, so a client could leave its prefix: set origin.keys to path",
+		return "", fmt.Errorf(
+			"the store takes keys as paths (%s), so two keys can be one object and a client could leave its prefix: "+
+				"set origin.keys to path, or remove it",
+			detail,
 		)
 	default:
-		return "taken as paths: set origin.keys to path to refuse keys that the store takes for other keys", nil
+		return detail + ": the proxy refuses keys that the store would take for other keys", nil
 	}
-}
-
-// listed returns the store's keys below a prefix.
-func (p *Probe) listed(ctx context.Context, prefix string) ([]string, error) {
-	query := strings.ReplaceAll(url.Values{"list-type": {"2"}, "prefix": {prefix}}.Encode(), "+", "%20")
-	got, err := p.do(ctx, http.MethodGet, "/"+p.bucket+"?"+query, nil, nil, 0)
-	if err != nil {
-		return nil, err
-	}
-
-	var doc struct {
-		Contents []struct{ Key string }
-	}
-	if err := xml.Unmarshal(got.body, &doc); err != nil || got.status != http.StatusOK {
-		return nil, fmt.Errorf("listing %s: %s", prefix, got)
-	}
-
-	var keys []string
-	for _, object := range doc.Contents {
-		if strings.HasPrefix(object.Key, prefix) { // other objects are not the probe's
-			keys = append(keys, object.Key)
-		}
-	}
-	return keys, nil
 }

@@ -1,116 +1,140 @@
 package storecheck
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/xml"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"regexp"
 	"strconv"
 
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// partNumber matches the number of parts at the end of a multipart ETag.
-var partNumber = regexp.MustCompile(`-3"?$`)
-
-// PartSettings are the settings of the origin for multipart uploads.
-type PartSettings struct {
-	ETagPartCount bool // origin.etag_part_count
-	UniformParts  bool // origin.uniform_parts
+// findPartChecksums creates an upload with a checksum algorithm, and looks
+// whether ListParts has the checksum of its part.
+func (p *Probe) findPartChecksums(ctx context.Context, set *capability.Set) error {
+	if set[capability.Trailer] != capability.Yes {
+		set[capability.PartChecksums] = set[capability.Trailer] // no part has one
+		return nil
+	}
+	up, err := p.createUpload(ctx, p.name+"-upload", how{trailer: true, declared: true})
+	if err != nil {
+		return err
+	}
+	if _, err := up.send(ctx, 1, text); err != nil {
+		return err
+	}
+	parts, err := up.list(ctx)
+	if err != nil {
+		return err
+	}
+	set[capability.PartChecksums] = capability.AnswerOf(parts[0].ChecksumCRC32 != "")
+	return nil
 }
 
-// Multipart stores a small multipart object like those of the proxy: two
-// parts of different lengths, and a final part. It tests whether the ETag
-// has the number of parts, from which sizes in listings follow, and compares
-// it with the settings.
-func (p *Probe) Multipart(ctx context.Context, settings PartSettings) (string, error) {
+// findCompletion completes uploads of one small part.
+func (p *Probe) findCompletion(ctx context.Context, set *capability.Set) error {
+	sent, err := p.sendUpload(ctx, p.name, *set)
+	if err != nil {
+		return err
+	}
+	got, err := sent.complete(ctx, http.Header{"If-Match": {neverAnETag}})
+	if err != nil {
+		return err
+	}
+	honored, err := refused(got)
+	if err != nil {
+		return fmt.Errorf("If-Match of CompleteMultipartUpload: %w", err)
+	}
+
+	key := p.name + "-parts"
+	if sent, err = p.sendUpload(ctx, key, *set); err != nil {
+		return err
+	}
+	etag, err := sent.done(ctx)
+	if err != nil {
+		return err
+	}
+	set[capability.CompleteETag] = capability.AnswerOf(etag != "")
+	if etag, err = p.etag(ctx, key); err != nil {
+		return err
+	}
+	set[capability.PartCount] = capability.AnswerOf(countedParts.MatchString(etag))
+
+	// The condition is honored only if a completion whose condition is met
+	// succeeds.
+	if honored {
+		if sent, err = p.sendUpload(ctx, key, *set); err != nil {
+			return err
+		}
+		if honored, err = p.accepts(ctx, sent.completing(http.Header{"If-Match": {etag}})); err != nil {
+			return fmt.Errorf("If-Match of CompleteMultipartUpload: %w", err)
+		}
+	}
+	set[capability.CompleteIfMatch] = capability.AnswerOf(honored)
+	return nil
+}
+
+// countedParts matches an ETag that ends in the number of parts.
+var countedParts = regexp.MustCompile(`-[0-9]+"?$`)
+
+// Parts stores a multipart object like those of the proxy: two parts of
+// different lengths, and a final part. set is what the store can do, and
+// uniform is the setting origin.uniform_parts. If the store refuses it, Parts
+// finds out whether the setting would help.
+func (p *Probe) Parts(ctx context.Context, set capability.Set, uniform bool) (string, error) {
+	refusal, err := p.putParts(ctx, set, uniform)
+	switch {
+	case err != nil:
+		return "", err
+	case refusal == nil && uniform:
+		if refusal, err = p.putParts(ctx, set, false); err == nil && refusal == nil {
+			return "parts of different lengths accepted: with origin.uniform_parts: false, " +
+				"the end of each object would be authenticated", nil
+		}
+		return "parts must have equal lengths", nil
+	case refusal == nil:
+		return "", nil
+	case uniform:
+		return "", refusal
+	}
+
+	if worse, err := p.putParts(ctx, set, true); worse != nil || err != nil {
+		return "", refusal
+	}
+	return "", fmt.Errorf("%w: the store accepts parts of equal length only: set origin.uniform_parts to true", refusal)
+}
+
+// putParts uploads a multipart object of zeros and removes it. refusal is the
+// store's, if it does not complete the upload.
+func (p *Probe) putParts(ctx context.Context, set capability.Set, uniform bool) (refusal, err error) {
 	const size = crypt.MinPartSize + crypt.PartOverhead
-	path := p.path(p.name + "-parts")
 	lengths := []int{size + 1, size, crypt.PartOverhead}
-	if settings.UniformParts {
+	if uniform {
 		lengths[0] = size
 	}
 
-	etag, err := p.putParts(ctx, path, lengths)
+	key := p.name + "-large"
+	up, err := p.createUpload(ctx, key, howFor(set))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if _, err := p.do(ctx, http.MethodDelete, path, nil, nil, 0); err != nil {
-		return "", err
-	}
-
-	switch named := partNumber.MatchString(etag); {
-	case named && settings.ETagPartCount:
-		return "ETag " + etag, nil
-	case named:
-		return "ETag " + etag + " has the number of parts: with origin.etag_part_count: true, " +
-			"listings would need no further requests", nil
-	case settings.ETagPartCount:
-		return "", fmt.Errorf(
-			"the ETag %s does not have the number of parts, so sizes in listings would be wrong: "+
-				"set origin.etag_part_count to false",
-			etag,
-		)
-	default:
-		return "ETag " + etag + " does not have the number of parts: " +
-			"each object of a listing that is not cached costs a HEAD", nil
-	}
-}
-
-// putParts uploads a multipart object of zeros, and returns its ETag. It
-// aborts an upload that fails.
-func (p *Probe) putParts(ctx context.Context, path string, sizes []int) (string, error) {
-	upload, err := p.createUpload(ctx, path)
-	if err != nil {
-		return "", err
-	}
-	etag, err := p.completeParts(ctx, path, upload, sizes)
-	if err != nil {
-		return "", errors.Join(err, p.abort(ctx, path, upload))
-	}
-	return etag, nil
-}
-
-func (p *Probe) completeParts(ctx context.Context, path, upload string, sizes []int) (string, error) {
-	for i, size := range sizes {
-		if _, err := p.sendPart(ctx, path, upload, i+1, make([]byte, size)); err != nil {
-			return "", fmt.Errorf("part %d of %d bytes: %w", i+1, size, err)
+	for i, length := range lengths {
+		if _, err := up.send(ctx, i+1, make([]byte, length)); err != nil {
+			return nil, fmt.Errorf("part %d of %d bytes: %w", i+1, length, err)
 		}
 	}
-
-	// Use the parts that the store lists, as the proxy does.
-	listed, err := p.do(ctx, http.MethodGet, path+"?"+upload, nil, nil, 0)
-	if err != nil {
-		return "", err
+	if _, refusal = up.done(ctx); refusal != nil {
+		return refusal, nil
 	}
-
-	var parts struct{ Part []part }
-	if err := xml.Unmarshal(listed.body, &parts); err != nil || len(parts.Part) != len(sizes) {
-		return "", fmt.Errorf("ListParts: %s", listed)
-	}
-
-	got, err := p.complete(ctx, path, upload, parts.Part, make(http.Header))
-	if err != nil {
-		return "", err
-	}
-
-	var done struct{ ETag string }
-	if err := xml.Unmarshal(got.body, &done); err != nil || got.status != http.StatusOK || done.ETag == "" {
-		return "", fmt.Errorf(
-			"the store does not accept parts of different lengths with a small one at the end, "+
-				"which the proxy appends (does origin.uniform_parts: true help?): CompleteMultipartUpload: %s",
-			got,
-		)
-	}
-
-	return done.ETag, nil
+	_, err = p.want(ctx, http.StatusNoContent, request{method: http.MethodDelete, path: p.path(key)})
+	return nil, err
 }
 
 // part is a part of an upload in S3's documents.
@@ -120,50 +144,129 @@ type part struct {
 	ChecksumCRC32 string `xml:",omitempty"` // see stored.PartChecksum
 }
 
-// createUpload starts an upload, and returns its id as a query.
-func (p *Probe) createUpload(ctx context.Context, path string) (string, error) {
-	got, err := p.do(ctx, http.MethodPost, path+"?uploads=", nil, nil, 0)
+// how is how an upload is sent.
+type how struct {
+	trailer  bool // its parts have a checksum trailer
+	declared bool // it is created with the checksum's algorithm
+}
+
+// howFor returns how the proxy sends uploads to a store.
+func howFor(set capability.Set) how {
+	return how{set[capability.Trailer] == capability.Yes, set[capability.PartChecksums] == capability.Yes}
+}
+
+// upload is a multipart upload of the probe.
+type upload struct {
+	probe *Probe
+	path  string
+	query string
+	how   how
+}
+
+// createUpload starts an upload.
+func (p *Probe) createUpload(ctx context.Context, key string, how how) (*upload, error) {
+	up := &upload{probe: p, path: p.path(key), how: how}
+	p.made(leftover{path: up.path})
+	got, err := p.want(ctx, http.StatusOK, request{
+		method: http.MethodPost, path: up.path + "?uploads=", trailer: how.declared,
+	})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	var created struct{ UploadId string }
 	if err := xml.Unmarshal(got.body, &created); err != nil || created.UploadId == "" {
-		return "", fmt.Errorf("CreateMultipartUpload: %s", got)
+		return nil, fmt.Errorf("CreateMultipartUpload: %s", got)
 	}
-	return "uploadId=" + url.QueryEscape(created.UploadId), nil
+	up.query = uploadQuery(created.UploadId)
+	p.made(leftover{path: up.path, upload: up.query})
+	return up, nil
 }
 
-func (p *Probe) sendPart(ctx context.Context, path, upload string, number int, body []byte) (part, error) {
-	got, err := p.want(
-		ctx,
-		http.StatusOK,
-		http.MethodPut,
-		path+"?partNumber="+strconv.Itoa(number)+"&"+upload,
-		nil,
-		body,
-	)
+func uploadQuery(id string) string { return "uploadId=" + url.QueryEscape(id) }
+
+// send sends a part.
+func (u *upload) send(ctx context.Context, number int, body []byte) (part, error) {
+	got, err := u.probe.want(ctx, http.StatusOK, request{
+		method:  http.MethodPut,
+		path:    u.path + "?partNumber=" + strconv.Itoa(number) + "&" + u.query,
+		body:    body,
+		trailer: u.how.trailer,
+	})
 	if err != nil {
 		return part{}, err
 	}
 	return part{PartNumber: number, ETag: got.header.Get("Etag"), ChecksumCRC32: stored.PartChecksumOf(got.header)}, nil
 }
 
-// complete completes an upload. header has the conditions.
-func (p *Probe) complete(ctx context.Context, path, upload string, parts []part, header http.Header) (reply, error) {
-	doc, err := xml.Marshal(struct {
-		XMLName xml.Name `xml:"CompleteMultipartUpload"`
-		Part    []part
-	}{Part: parts})
+// list returns the parts as the store lists them.
+func (u *upload) list(ctx context.Context) ([]part, error) {
+	got, err := u.probe.want(ctx, http.StatusOK, request{method: http.MethodGet, path: u.path + "?" + u.query})
 	if err != nil {
-		return reply{}, err
+		return nil, err
+	}
+	var doc struct{ Part []part }
+	if err := xml.Unmarshal(got.body, &doc); err != nil || len(doc.Part) == 0 {
+		return nil, fmt.Errorf("ListParts: %s", got)
+	}
+	return doc.Part, nil
+}
+
+// sent is an upload whose parts are in the store.
+type sent struct {
+	*upload
+	parts []part
+}
+
+// sendUpload uploads one small part, as the proxy would.
+func (p *Probe) sendUpload(ctx context.Context, key string, set capability.Set) (*sent, error) {
+	up, err := p.createUpload(ctx, key, howFor(set))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := up.send(ctx, 1, text); err != nil {
+		return nil, err
+	}
+	parts, err := up.list(ctx)
+	return &sent{up, parts}, err
+}
+
+// completing returns the request that completes the upload. header has the
+// conditions.
+func (s *sent) completing(header http.Header) request {
+	doc, err := xml.Marshal(struct {
+		XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUpload"`
+		Part    []part
+	}{Part: s.parts})
+	if err != nil {
+		panic(err) // the document has only numbers and text
 	}
 	sum := sha256.Sum256(doc)
 	header.Set("X-Amz-Content-Sha256", hex.EncodeToString(sum[:])) // instead of the framing of uploads
-	return p.do(ctx, http.MethodPost, path+"?"+upload, header, bytes.NewReader(doc), int64(len(doc)))
+	return request{method: http.MethodPost, path: s.path + "?" + s.query, header: header, body: doc}
 }
 
-// abort aborts an upload. If it was completed, the request has no effect.
-func (p *Probe) abort(ctx context.Context, path, upload string) error {
-	_, err := p.do(context.WithoutCancel(ctx), http.MethodDelete, path+"?"+upload, nil, nil, 0)
-	return err
+func (s *sent) complete(ctx context.Context, header http.Header) (reply, error) {
+	return s.probe.do(ctx, s.completing(header))
+}
+
+// done completes an upload with the parts that the store lists, as the proxy
+// does. It returns the ETag in the answer, which some stores leave out.
+func (u *upload) done(ctx context.Context) (etag string, err error) {
+	parts, err := u.list(ctx)
+	if err != nil {
+		return "", err
+	}
+	got, err := (&sent{u, parts}).complete(ctx, make(http.Header))
+	if err != nil {
+		return "", err
+	}
+	var doc struct {
+		XMLName xml.Name
+		ETag    string
+	}
+	if err := xml.Unmarshal(got.body, &doc); got.status != http.StatusOK || err != nil ||
+		doc.XMLName.Local != "CompleteMultipartUploadResult" {
+		return "", fmt.Errorf("CompleteMultipartUpload: %w", got.err())
+	}
+	return doc.ETag, nil
 }
