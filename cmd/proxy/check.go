@@ -73,7 +73,7 @@ func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	c.store(ctx, store, bucket)
+	c.store(ctx, store, file.text, bucket)
 
 	if c.failures > 0 {
 		return fmt.Errorf("%d of %d checks failed", c.failures, c.total)
@@ -133,8 +133,8 @@ func (c *checker) server(ctx context.Context, cfg *config.Config) {
 }
 
 // store tests what the store can do. Without a bucket, it tests the
-// credentials only.
-func (c *checker) store(ctx context.Context, s *store, bucket string) {
+// credentials only. text is the configuration.
+func (c *checker) store(ctx context.Context, s *store, text []byte, bucket string) {
 	probe := s.newProbe(bucket, "")
 	c.run(ctx, "store "+s.settings.Endpoint+": credentials", probe.List)
 
@@ -143,6 +143,16 @@ func (c *checker) store(ctx context.Context, s *store, bucket string) {
 		return
 	}
 	c.sweep(ctx, probe)
+	dismiss, err := startCleaner(text, bucket, probe.Name())
+	if err != nil {
+		fmt.Fprintf(c.out, "warn  if this check is killed, its test objects stay until the next one: %v\n", err)
+	} else {
+		defer func() {
+			if ctx.Err() == nil { // else the store may still be doing what was interrupted
+				dismiss()
+			}
+		}()
+	}
 	c.run(ctx, "store: put, 2 KB of metadata", probe.Put)
 	c.run(ctx, "store: ranges", probe.Ranges)
 	c.abilities(ctx, probe, s.settings)

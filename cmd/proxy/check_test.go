@@ -4,8 +4,20 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
@@ -20,36 +32,115 @@ func TestCheckStore(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for setting, want := range map[string]string{
-		"region: us-east-1,":                         "ok    store: multipart uploads: ETag",
-		"region: us-east-1, etag_part_count: false,": "with origin.etag_part_count: true",
-	} {
-		var out bytes.Buffer
-		config := writeConfig(t, store, "127.0.0.1:0", "127.0.0.1:1", "region: us-east-1,", setting)
-		if code := run(t.Context(), []string{"check", "--config", config, "--bucket", bucket}, &out, &out); code != 0 ||
-			!strings.Contains(out.String(), want) {
-			t.Errorf("%s: exit code %d\n%s", setting, code, out.String())
-		}
-	}
-
-	for setting, want := range map[string]struct {
-		code int
-		line string
+	const settings = "checksum_trailer: true, etag_part_count: true"
+	for name, row := range map[string]struct {
+		setting string
+		code    int
+		line    string
 	}{
-		"region: us-east-1,":                {0, "ok    store: keys: taken as paths: set origin.keys to path"},
-		"region: us-east-1, keys: path,":    {0, "ok    store: keys: taken as paths\n"},
-		"region: us-east-1, keys: literal,": {1, "FAIL  store: keys: the store takes keys as paths"},
+		"both settings": {settings, 0, "ok    store: keys: // FOLDED into one"},
+		"trailer auto":  {"checksum_trailer: auto", 0, "ok    store: multipart uploads\n"},
+		"no trailer": {
+			"checksum_trailer: false", 1, "FAIL  store: checksum trailers, truncated bodies: the store keeps bodies that are cut short, " +
+				"but discards them with a checksum trailer: set origin.checksum_trailer to auto",
+		},
+		"no part count": {"etag_part_count: false", 0, "ok    store: part counts in ETags\n"},
+		"path":          {"keys: path", 0, "ok    store: keys: // FOLDED into one"},
+		"literal":       {"keys: literal", 1, "FAIL  store: keys: the store takes keys as paths"},
+		"uniform":       {"uniform_parts: true", 0, "with origin.uniform_parts: false, the end of each object would be authenticated"},
 	} {
-		var out bytes.Buffer
-		config := writeConfig(t, store, "127.0.0.1:0", "127.0.0.1:1", "region: us-east-1,", setting)
-		code := run(t.Context(), []string{"check", "--config", config, "--bucket", bucket}, &out, &out)
-		if code != want.code || !strings.Contains(out.String(), want.line) {
-			t.Errorf("%s: exit code %d\n%s", setting, code, out.String())
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			config := writeConfig(t, store, "127.0.0.1:0", "127.0.0.1:1", settings, row.setting)
+			code := run(t.Context(), []string{"check", "--config", config, "--bucket", bucket}, &out, &out)
+			if code != row.code || !strings.Contains(out.String(), row.line) {
+				t.Errorf("exit code %d\n%s", code, out.String())
+			}
+		})
+	}
+	wantNothingLeft(t, direct, bucket)
+}
+
+// wantNothingLeft waits until a bucket has neither objects nor uploads.
+func wantNothingLeft(t *testing.T, direct *s3.Client, bucket string) {
+	t.Helper()
+	var left []string
+	for range 300 {
+		left = nil
+		objects, err := direct.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &bucket})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects.Contents {
+			left = append(left, *o.Key)
+		}
+
+		uploads, err := direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &bucket})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range uploads.Uploads {
+			left = append(left, "an upload of "+*u.Key)
+		}
+		if len(left) == 0 {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("left in the bucket: %q", left)
+}
+
+// A check that is killed leaves nothing behind, at whatever request it is
+// killed, and whether the store has answered that or not.
+func TestCheckIsKilled(t *testing.T) {
+	store := proxytest.ServeStore(t)
+	direct, bucket := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey), "bucket"
+	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+		t.Fatal(err)
+	}
+	target, err := url.Parse(store)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	killed := 0
+	for signal, step := range map[os.Signal]int{syscall.SIGKILL: 1, syscall.SIGTERM: 3} {
+		for at := 1; ; at += step {
+			var (
+				requests atomic.Int64
+				check    *exec.Cmd
+				forward  = httputil.NewSingleHostReverseProxy(target)
+			)
+			forward.ErrorLog = log.New(io.Discard, "", 0)
+			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				now := requests.Add(1) == int64(at)
+				if now && at%2 == 0 {
+					_ = check.Process.Signal(signal)
+				}
+				forward.ServeHTTP(w, r.WithContext(context.WithoutCancel(r.Context())))
+				if now {
+					_ = check.Process.Signal(signal)
+				}
+			}))
+
+			config := writeConfig(t, front.URL, "127.0.0.1:0", "127.0.0.1:1", "checksum_trailer: true", "checksum_trailer: auto")
+			check = exec.CommandContext(t.Context(), os.Args[0], "check", "--config", config, "--bucket", bucket)
+			// The cleaner outlives the check, so it must not have its pipes.
+			if err := check.Start(); err != nil {
+				t.Fatal(err)
+			}
+			_ = check.Wait()
+			if requests.Load() < int64(at) {
+				front.Close()
+				break
+			}
+			killed++
+			t.Cleanup(front.Close) // the cleaner needs it
 		}
 	}
 
-	left, err := direct.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &bucket})
-	if err != nil || len(left.Contents) != 0 {
-		t.Errorf("the check leaves %d objects, %v", len(left.Contents), err)
+	if killed < 40 {
+		t.Errorf("the check was killed %d times only", killed)
 	}
+	wantNothingLeft(t, direct, bucket)
 }

@@ -81,6 +81,7 @@ func newRoot() *cobra.Command {
 		devCommand(),
 		serveCommand(),
 		checkCommand(),
+		cleanerCommand(),
 		keysCommand(),
 		decryptCommand(),
 		inventoryCommand(),

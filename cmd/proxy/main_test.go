@@ -69,6 +69,16 @@ func (s *started) end(t *testing.T) int {
 	}
 }
 
+// TestMain runs check, and what it starts, if the test binary is started as
+// the program.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && (os.Args[1] == "check" || os.Args[1] == cleanerName) {
+		ctx, _ := begin() // as in main
+		os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
 // nextPort is where freePort looks next. Ports below 32768 are not handed out
 // to outgoing connections, so that none of them takes a port that was free a
 // moment ago; each test process begins elsewhere.
@@ -260,7 +270,7 @@ func writeConfig(t *testing.T, endpoint, listen, admin string, changes ...string
 
 	text := strings.NewReplacer(changes...).Replace(fmt.Sprintf(`listen: %s
 admin_listen: %s
-origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: storesecretstoresecret}
+origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: storesecretstoresecret, checksum_trailer: true, etag_part_count: true}
 clients:
   - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write]}]}
 keys: [{name: main, provider: local, key_file: %s}]

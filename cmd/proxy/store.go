@@ -22,6 +22,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // store is the store behind the proxy, and what is known about it.
@@ -88,7 +89,7 @@ func openStore(
 		Report: func(bucket string, found capability.Set, err error) {
 			reportAbilities(log, metrics, bucket, found, err)
 		},
-		TTL: abilitiesTTL, Retry: probeRetry, Timeout: probeTimeout, Now: time.Now,
+		TTL: abilitiesTTL, Retry: probeAgain, Timeout: probeTimeout, Now: time.Now,
 	})
 	return s, nil
 }
@@ -96,9 +97,17 @@ func openStore(
 // Times of the probe that finds out what the store can do.
 const (
 	abilitiesTTL = 24 * time.Hour
-	probeRetry   = time.Minute
 	probeTimeout = 20 * time.Second
 )
+
+// probeAgain returns when a probe that failed is repeated: soon if the store
+// could not answer, because uploads to some stores fail until then.
+func probeAgain(err error) time.Duration {
+	if status := stored.StatusOf(err); status == 0 || status >= 500 {
+		return 2 * time.Second
+	}
+	return time.Minute
+}
 
 // refusalOfProbe accepts refusals that have an S3 error code as the store's
 // decision: unlike s3api.CheckRefusal, also those about checksums and framing,

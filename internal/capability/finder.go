@@ -21,10 +21,12 @@ type Config struct {
 	// Report, if not nil, is called with the result of each probe.
 	Report func(bucket string, found Set, err error)
 	// TTL is how long answers are remembered: a store can be replaced, or
-	// updated. Retry is how long a bucket in which the probe failed is left
-	// alone. Timeout limits a probe.
-	TTL, Retry, Timeout time.Duration
-	Now                 func() time.Time
+	// updated. Timeout limits a probe.
+	TTL, Timeout time.Duration
+	// Retry returns how long a bucket in which the probe failed is left
+	// alone.
+	Retry func(error) time.Duration
+	Now   func() time.Time
 }
 
 // Finder finds out what a store can do, and remembers it. All buckets of a
@@ -33,7 +35,7 @@ type Config struct {
 type Finder struct {
 	cfg     Config
 	probing singleflight.Group
-	failed  *lru.Cache[string, time.Time] // by bucket, the time of the last failure
+	failed  *lru.Cache[string, time.Time] // by bucket, when a probe that failed is repeated
 
 	mu    sync.Mutex
 	found Set
@@ -100,8 +102,8 @@ func (f *Finder) Probe(ctx context.Context, bucket string) (Set, error) {
 }
 
 func (f *Finder) failedLately(bucket string) bool {
-	at, ok := f.failed.Get(bucket)
-	return ok && f.cfg.Now().Sub(at) < f.cfg.Retry
+	until, ok := f.failed.Get(bucket)
+	return ok && f.cfg.Now().Before(until)
 }
 
 func (f *Finder) probe(ctx context.Context, bucket string) (Set, error) {
@@ -112,7 +114,7 @@ func (f *Finder) probe(ctx context.Context, bucket string) (Set, error) {
 		f.cfg.Report(bucket, found, err)
 	}
 	if err != nil {
-		f.failed.Add(bucket, f.cfg.Now())
+		f.failed.Add(bucket, f.cfg.Now().Add(f.cfg.Retry(err)))
 	}
 
 	if found != (Set{}) {

@@ -47,77 +47,112 @@ func (p *Probe) Clean(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 
+	if uploads, err := p.listed(ctx, uploads, p.name); err == nil {
+		for _, l := range uploads {
+			p.made(l.leftover) // its creation was interrupted
+		}
+	}
+
 	// In a bucket with versions, removing an object makes another version,
 	// which comes to the end of the list.
 	var errs []error
 	for i := 0; i < len(p.created); i++ {
-		l := p.created[i]
-		got, err := p.do(ctx, l.request())
-		switch {
-		case err != nil:
-			errs = append(errs, fmt.Errorf("removing %s: %w", l.path, err))
-		case got.status >= 300 && got.status != http.StatusNotFound && l.version == "" && !refusesKey(got):
-			errs = append(errs, fmt.Errorf("removing %s: %w", l.path, got.err()))
-		}
+		errs = append(errs, p.remove(ctx, p.created[i]))
 	}
 	p.created = nil
 	return errors.Join(errs...)
 }
 
-// refusesKey reports whether the store refuses the name of an object. It has
-// no such object then.
-func refusesKey(got reply) bool { return got.status == http.StatusBadRequest }
+// remove removes what the probe has made, or may have made.
+func (p *Probe) remove(ctx context.Context, l leftover) error {
+	got, err := p.do(ctx, l.request())
+	switch {
+	case err != nil:
+		return fmt.Errorf("removing %s: %w", l.path, err)
+	case got.status < 300, got.status == http.StatusNotFound,
+		got.status == http.StatusBadRequest, // the store refuses the key, so it has no such object
+		l.version != "": // the store may keep versions for a time
+		return nil
+	default:
+		return fmt.Errorf("removing %s: %w", l.path, got.err())
+	}
+}
 
 // abandoned is the age at which what another probe has made is a leftover. A
 // probe takes a minute at most.
 const abandoned = 15 * time.Minute
 
-// Sweep removes what earlier probes with this prefix have left because they
-// were killed. It returns the number of objects and uploads.
+// Sweep removes what earlier probes have left because they were killed, as far
+// as it is in the first page of a listing. It returns how many objects and
+// uploads it has removed.
 func (p *Probe) Sweep(ctx context.Context) (int, error) {
-	found, err := p.abandoned(ctx)
-	if err != nil {
-		return 0, err
-	}
-	for i, l := range found {
-		got, err := p.do(ctx, l.request())
-		if err == nil && got.status >= 300 && got.status != http.StatusNotFound {
-			err = got.err()
-		}
-		if err != nil {
-			return i, fmt.Errorf("removing %s: %w", l.path, err)
-		}
-	}
-	return len(found), nil
+	return p.sweep(ctx, p.cfg.Prefix+mark, abandoned)
 }
 
-func (p *Probe) abandoned(ctx context.Context) ([]leftover, error) {
-	var found []leftover
-	for _, prefix := range []string{p.cfg.Prefix + mark, "/" + p.cfg.Prefix + mark} {
-		old, err := p.listed(ctx, prefix, "list-type", "2")
-		if err != nil {
-			return nil, err
-		}
-		uploads, err := p.listed(ctx, prefix, "uploads", "")
-		if err != nil {
-			return nil, err
-		}
-		found = append(append(found, old...), uploads...)
-	}
-	return found, nil
+// Name returns a name that all objects of the probe have in their keys.
+func (p *Probe) Name() string { return p.name }
+
+// SweepAfter removes what another probe, whose Name this is, has left because
+// it was killed.
+func (p *Probe) SweepAfter(ctx context.Context, name string) (int, error) {
+	p.name = name
+	p.madeFolders()
+	n, err := p.sweep(ctx, name, 0)
+	return n, errors.Join(err, p.Clean(ctx))
 }
 
-// listed returns the old objects, or uploads, in the first page of a listing.
-func (p *Probe) listed(ctx context.Context, prefix, name, value string) ([]leftover, error) {
-	query := strings.ReplaceAll(url.Values{name: {value}, "prefix": {prefix}}.Encode(), "+", "%20")
-	got, err := p.want(ctx, http.StatusOK, request{method: http.MethodGet, path: "/" + p.cfg.Bucket + "?" + query})
+func (p *Probe) sweep(ctx context.Context, name string, age time.Duration) (n int, err error) {
+	for _, prefix := range []string{name, "/" + name} {
+		for _, list := range []listing{versions, objects, uploads} {
+			found, err := p.listed(ctx, list, prefix)
+			if err != nil && !list.optional {
+				return n, err
+			}
+			for _, l := range found {
+				if l.age < age {
+					continue
+				}
+				if err := p.remove(ctx, l.leftover); err != nil {
+					return n, err
+				}
+				n++
+			}
+		}
+	}
+	return n, nil
+}
+
+// listing is a way to list what is in a bucket.
+type listing struct {
+	query    string
+	optional bool // some stores do not have it
+}
+
+var (
+	objects  = listing{query: "list-type=2"}
+	uploads  = listing{query: "uploads="}
+	versions = listing{query: "versions=", optional: true}
+)
+
+// found is a leftover in a listing.
+type found struct {
+	leftover
+	age time.Duration
+}
+
+// listed returns what the first page of a listing has below a prefix.
+func (p *Probe) listed(ctx context.Context, list listing, prefix string) ([]found, error) {
+	query := strings.ReplaceAll(url.Values{"prefix": {prefix}}.Encode(), "+", "%20")
+	got, err := p.want(ctx, http.StatusOK, request{
+		method: http.MethodGet, path: "/" + p.cfg.Bucket + "?" + list.query + "&" + query,
+	})
 	if err != nil {
 		return nil, err
 	}
 	var doc struct {
-		Contents []struct {
-			Key          string
-			LastModified time.Time
+		Contents, Version, DeleteMarker []struct {
+			Key, VersionId string
+			LastModified   time.Time
 		}
 		Upload []struct {
 			Key, UploadId string
@@ -133,16 +168,17 @@ func (p *Probe) listed(ctx context.Context, prefix, name, value string) ([]lefto
 		now = date // the store's clock, as for the times in the listing
 	}
 
-	var found []leftover
-	for _, o := range doc.Contents {
-		if strings.HasPrefix(o.Key, prefix) && now.Sub(o.LastModified) > abandoned {
-			found = append(found, leftover{path: p.path(o.Key)})
+	var all []found
+	for _, o := range slices.Concat(doc.Contents, doc.Version, doc.DeleteMarker) {
+		if o.VersionId == "null" {
+			o.VersionId = ""
 		}
+		all = append(all, found{leftover{path: p.path(o.Key), version: o.VersionId}, now.Sub(o.LastModified)})
 	}
 	for _, u := range doc.Upload {
-		if strings.HasPrefix(u.Key, prefix) && now.Sub(u.Initiated) > abandoned {
-			found = append(found, leftover{path: p.path(u.Key), upload: uploadQuery(u.UploadId)})
-		}
+		all = append(all, found{leftover{path: p.path(u.Key), upload: uploadQuery(u.UploadId)}, now.Sub(u.Initiated)})
 	}
-	return found, nil
+	return slices.DeleteFunc(all, func(f found) bool { // other objects are not the probe's
+		return !strings.HasPrefix(f.path, p.path(prefix))
+	}), nil
 }

@@ -17,11 +17,12 @@ const (
 // findKeys stores objects under keys that look like unusual paths. All keys
 // stay below the probe's name, whichever way the store treats them.
 func (p *Probe) findKeys(ctx context.Context, set *capability.Set) error {
+	defer p.madeFolders() // after the objects in them
 	for _, row := range []struct {
 		capability  capability.Capability
 		key, folded string
 	}{
-		{capability.LiteralSlashes, p.name + "-keys/b//slashes", p.name + "-keys/b/slashes"},
+		{capability.LiteralSlashes, p.name + "-keys//slashes", p.name + "-keys/slashes"},
 		{capability.LiteralLeadingSlash, "/" + p.name + "-leading", p.name + "-leading"},
 		{capability.LiteralDots, p.name + "-keys/a/../dots", p.name + "-keys/dots"},
 	} {
@@ -44,6 +45,14 @@ func (p *Probe) findKeys(ctx context.Context, set *capability.Set) error {
 		set[row.capability] = capability.AnswerOf(!folded)
 	}
 	return nil
+}
+
+// madeFolders notes the folders that some stores make for the objects in
+// them, and do not remove with the objects.
+func (p *Probe) madeFolders() {
+	for _, folder := range []string{"-keys/a/", "-keys/"} {
+		p.made(leftover{path: p.path(p.name + folder)})
+	}
 }
 
 // CompareKeys compares how the store treats keys with the setting
