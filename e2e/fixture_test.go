@@ -36,7 +36,9 @@ type fixture struct {
 	Large     body     `json:"large"` // above every client's threshold for multipart uploads
 	Keys      []string `json:"keys"`  // unusual keys that the store accepts
 	SmallText string   `json:"small_text"`
-	Dir       string   `json:"-"`
+	// PutIfMatch: the store accepts a PUT whose If-Match is met.
+	PutIfMatch bool   `json:"put_if_match"`
+	Dir        string `json:"-"`
 }
 
 func newFixture(t *testing.T) *fixture {

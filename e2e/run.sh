@@ -10,8 +10,8 @@
 #                                build: mc and litestream
 #   E2E_UPDATE=1                 write the matrix of docs/s3-compatibility.md
 #                                instead of comparing it
-#   STORE=minio                  use MinIO as the store; building it takes
-#                                about ten minutes
+#   STORE=minio                  use MinIO as the store, or seaweedfs: building
+#                                them takes about ten minutes; or ceph
 #
 # .cache keeps everything built or fetched, and the logs of the last run.
 
@@ -22,6 +22,7 @@ cache=$root/.cache
 bin=$cache/e2e/bin
 versitygw=v1.8.0
 minio=v0.0.0-20260212201848-7aac2a2c5b7c
+seaweedfs=v0.0.0-20261109003541-7506e5f91cd6
 mc=v0.0.0-20250313080218-cf909e1063a9
 litestream=v0.5.18
 heavy=" mc litestream "
@@ -67,6 +68,9 @@ install_packages() {
   if { wanted s3fs || wanted rclone; } && ! has fusermount; then missing+=(fuse); fi
   if wanted_node && ! has node; then missing+=(nodejs); fi
   if wanted_node && ! has npm; then missing+=(npm); fi
+  if [[ ${STORE:-} == ceph ]] && ! { has ceph-mon && has ceph-osd && has radosgw && has ceph; }; then
+    missing+=(ceph-mon ceph-osd radosgw ceph-common)
+  fi
   if ! python_with 'boto3, cryptography' >/dev/null; then missing+=(python3 python3-boto3 python3-cryptography); fi
   if ((${#missing[@]} == 0)); then return 0; fi
   say "installing Debian packages: ${missing[*]}"
@@ -92,14 +96,31 @@ install_go() {
   GOBIN=$bin go install "$3@$4"
 }
 
+# SeaweedFS is not a module that go install can build: it needs a replace.
+install_seaweedfs() {
+  if has "$bin/weed" && go version -m "$bin/weed" | grep -q "[[:space:]]$seaweedfs\b"; then return 0; fi
+  say "building SeaweedFS $seaweedfs (about eight minutes)"
+  local dir=$cache/e2e/seaweedfs
+  mkdir -p "$dir"
+  printf 'module build\n\ngo 1.26\n\nrequire github.com/seaweedfs/seaweedfs %s\n\nreplace github.com/tyler-smith/go-bip39 => github.com/cosmos/go-bip39 v1.0.0\n' "$seaweedfs" >"$dir/go.mod"
+  (cd "$dir" && go build -mod=mod -o "$bin/weed" github.com/seaweedfs/seaweedfs/weed)
+}
+
 mkdir -p "$bin"
 install_packages
 install_node_modules
-if [[ ${STORE:-} == minio ]]; then
-  install_go minio github.com/minio/minio github.com/minio/minio "$minio" "about ten minutes"
-else
-  install_go versitygw github.com/versity/versitygw github.com/versity/versitygw/cmd/versitygw "$versitygw" "a few minutes"
-fi
+case ${STORE:-versitygw} in
+  versitygw)
+    install_go versitygw github.com/versity/versitygw github.com/versity/versitygw/cmd/versitygw "$versitygw" "a few minutes"
+    ;;
+  minio) install_go minio github.com/minio/minio github.com/minio/minio "$minio" "about ten minutes" ;;
+  seaweedfs) install_seaweedfs ;;
+  ceph) ;; # Debian packages
+  *)
+    say "STORE is $STORE, and must be versitygw, minio, seaweedfs or ceph"
+    exit 2
+    ;;
+esac
 if wanted mc; then install_go mc github.com/minio/mc github.com/minio/mc "$mc" "two minutes"; fi
 if wanted litestream; then
   install_go litestream github.com/benbjohnson/litestream github.com/benbjohnson/litestream/cmd/litestream "$litestream" "four minutes"

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 // runLength is how many consecutive bytes of plaintext count as a leak.
@@ -91,10 +94,47 @@ func common(a []byte, i int, b []byte, j int) int {
 	return before + after
 }
 
-// searchStore searches every file of the store. It returns the number of
+// searchStore searches everything that the store has. It returns the number of
 // files and bytes, and the files that contain plaintext.
-func searchStore(dir string, plaintexts [][]byte) (files int, size int64, found []string, err error) {
-	return searchFiles(dir, newSearcher(plaintexts).find)
+func searchStore(s *stack, plaintexts [][]byte) (files int, size int64, found []string, err error) {
+	find := newSearcher(plaintexts).find
+	if storeKind() == "ceph" { // it keeps objects in memory
+		return searchObjects(newGoSDK(s.store), find)
+	}
+	return searchFiles(s.dir, find)
+}
+
+// searchObjects searches every object, as the store returns it.
+func searchObjects(
+	c *goSDK,
+	find func([]byte) (offset int, found bool),
+) (objects int, size int64, found []string, err error) {
+	ctx := context.Background()
+	buckets, err := c.s3.ListBuckets(ctx, &s3.ListBucketsInput{})
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	for _, bucket := range buckets.Buckets {
+		pages := s3.NewListObjectsV2Paginator(c.s3, &s3.ListObjectsV2Input{Bucket: bucket.Name})
+		for pages.HasMorePages() {
+			page, err := pages.NextPage(ctx)
+			if err != nil {
+				return objects, size, found, err
+			}
+			for _, o := range page.Contents {
+				data, err := c.get(*bucket.Name, *o.Key)
+				if err != nil {
+					return objects, size, found, err
+				}
+				objects++
+				size += int64(len(data))
+				if offset, ok := find(data); ok {
+					found = append(found, fmt.Sprintf("%s/%s at byte %d", *bucket.Name, *o.Key, offset))
+				}
+			}
+		}
+	}
+	return objects, size, found, nil
 }
 
 // searchFiles searches every file below a directory.

@@ -8,7 +8,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -59,7 +58,10 @@ func startStack(t *testing.T) *stack {
 	storeCredentials := newCredentials()
 	s.store = s.startStore(t, "http", storeCredentials, "", "")
 	if !s.proxied {
-		s.endpoints = []endpoint{s.store, s.startStore(t, "https", storeCredentials, cert, key)}
+		s.endpoints = []endpoint{s.store}
+		if storeKind() != "ceph" { // which has one address
+			s.endpoints = append(s.endpoints, s.startStore(t, "https", storeCredentials, cert, key))
+		}
 		return s
 	}
 
@@ -85,53 +87,6 @@ func storeDir(t *testing.T) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
-}
-
-// startStore starts versitygw, or MinIO if STORE=minio.
-func (s *stack) startStore(t *testing.T, scheme string, c credentials, cert, key string) endpoint {
-	t.Helper()
-	e := endpoint{name: scheme, url: scheme + "://" + freeAddress(t), ca: cert, credentials: c}
-	env, command, args := s.versitygw(t, e, key)
-	if os.Getenv("STORE") == "minio" {
-		env, command, args = s.minio(t, e, key)
-	}
-	p := start(t, s.name+"store-"+scheme, env, command, args...)
-	s.logs = append(s.logs, p.log)
-	p.waitForPort(t, e.host())
-	return e
-}
-
-func (s *stack) versitygw(t *testing.T, e endpoint, key string) (env []string, command string, args []string) {
-	t.Helper()
-	args = []string{"--port", e.host(), "--region", region}
-	if e.ca != "" {
-		args = append(args, "--cert", e.ca, "--key", key)
-	}
-	if s.iam != "" {
-		args = append(args, "--iam-dir", s.iam)
-	}
-	args = append(args, "posix")
-	if s.versions != "" {
-		args = append(args, "--versioning-dir", s.versions)
-	}
-	return environment("ROOT_ACCESS_KEY="+e.accessKey, "ROOT_SECRET_KEY="+e.secret), tool(t, "versitygw"), append(args, s.dir)
-}
-
-// minio returns the command that starts MinIO. MinIO keeps versions by
-// itself and requires fixed names for its certificate files.
-func (s *stack) minio(t *testing.T, e endpoint, key string) (env []string, command string, args []string) {
-	t.Helper()
-	certs := t.TempDir()
-	if e.ca != "" {
-		for name, path := range map[string]string{"public.crt": e.ca, "private.key": key} {
-			data, err := os.ReadFile(path)
-			if err = errors.Join(err, os.WriteFile(filepath.Join(certs, name), data, 0o600)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	env = environment("MINIO_ROOT_USER="+e.accessKey, "MINIO_ROOT_PASSWORD="+e.secret, "MINIO_REGION="+region, "MINIO_BROWSER=off", "HOME="+certs)
-	return env, tool(t, "minio"), []string{"server", "--quiet", "--certs-dir", certs, "--address", e.host(), s.dir}
 }
 
 // startKMS starts a KMS. It returns what a proxy needs to use it: the

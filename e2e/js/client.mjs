@@ -283,8 +283,10 @@ async function conditions(c) {
   await put("conditions-new", small, { IfNoneMatch: "*" });
   await c.refused("PUT, If-Match", 412, ["PreconditionFailed"], () => put("conditions", "x", { IfMatch: other }));
   c.same("after refused PUTs", await get("conditions"), small);
-  await put("conditions", "replaced", { IfMatch: ETag });
-  c.same("after PUT, If-Match", await get("conditions"), Buffer.from("replaced"));
+  if (M.put_if_match) {
+    await put("conditions", "replaced", { IfMatch: ETag });
+    c.same("after PUT, If-Match", await get("conditions"), Buffer.from("replaced"));
+  }
 }
 
 // multipart uses Upload of lib-storage with its defaults: parts of 5 MiB,
