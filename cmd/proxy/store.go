@@ -146,9 +146,14 @@ func fixedAbilities(cfg config.Origin) (fixed capability.Set) {
 	fixed[capability.PartCount] = answerOf(cfg.ETagPartCount)
 	switch cfg.Keys {
 	case config.LiteralKeys:
-		fixed.SetLiteral(capability.Yes)
-	case config.PathKeys:
-		fixed.SetLiteral(capability.No)
+		fixed[capability.LiteralBackslash] = capability.Yes
+		fixed[capability.LiteralSlashes] = capability.Yes
+		fixed[capability.LiteralLeadingSlash] = capability.Yes
+		fixed[capability.LiteralDots] = capability.Yes
+	case config.PathKeys: // some of these stores keep a backslash
+		fixed[capability.LiteralSlashes] = capability.No
+		fixed[capability.LiteralLeadingSlash] = capability.No
+		fixed[capability.LiteralDots] = capability.No
 	}
 	return fixed
 }

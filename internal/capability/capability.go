@@ -35,10 +35,12 @@ const (
 	// MarkerMetadata: the store keeps the metadata of an empty object whose
 	// key ends in "/".
 	MarkerMetadata
-	// LiteralSlashes, LiteralLeadingSlash and LiteralDots: the store does not
-	// use a//b, /a or a/../b for another key. It may refuse such a key.
+	// LiteralSlashes, LiteralLeadingSlash, LiteralBackslash and LiteralDots:
+	// the store does not use a//b, /a, a\b or a/../b for another key. It may
+	// refuse such a key.
 	LiteralSlashes
 	LiteralLeadingSlash
+	LiteralBackslash
 	LiteralDots
 
 	// CompleteETag: the answer to CompleteMultipartUpload has the ETag.
@@ -67,6 +69,7 @@ var texts = [count]struct{ name, yes, no string }{
 	MarkerMetadata:      {"marker_metadata", "kept", "dropped; directory markers have no envelope"},
 	LiteralSlashes:      {"literal_slashes", "kept", "FOLDED into one"},
 	LiteralLeadingSlash: {"literal_leading_slash", "kept", "DROPPED"},
+	LiteralBackslash:    {"literal_backslash", "kept", "CHANGED to a slash"},
 	LiteralDots:         {"literal_dots", "kept, or refused", "RESOLVED as in paths"},
 	CompleteETag:        {"complete_etag", "returned", "missing"},
 	PutIfMatch:          {"put_if_match", "honored", "NOT honored"},
@@ -157,10 +160,13 @@ func (s Set) Knows(list ...Capability) bool {
 	return true
 }
 
+// literal are the capabilities that are about keys.
+var literal = []Capability{LiteralSlashes, LiteralLeadingSlash, LiteralBackslash, LiteralDots}
+
 // Literal reports whether the store uses all keys unchanged.
 func (s Set) Literal() Answer {
 	answer := Yes
-	for _, c := range []Capability{LiteralSlashes, LiteralLeadingSlash, LiteralDots} {
+	for _, c := range literal {
 		switch {
 		case s[c] == No:
 			return No
@@ -169,9 +175,4 @@ func (s Set) Literal() Answer {
 		}
 	}
 	return answer
-}
-
-// SetLiteral sets the answers from which Literal follows.
-func (s *Set) SetLiteral(a Answer) {
-	s[LiteralSlashes], s[LiteralLeadingSlash], s[LiteralDots] = a, a, a
 }

@@ -83,6 +83,7 @@ func (p *Probe) findTrailer(ctx context.Context, set *capability.Set) error {
 func (p *Probe) findCutBodies(ctx context.Context, set *capability.Set) error {
 	const size, missing = 1 << 20, 16
 	key := p.name + "-cut"
+	p.cut = true
 	short := io.MultiReader(bytes.NewReader(make([]byte, size-missing)), failingReader{})
 	if _, err := p.send(ctx, p.cfg.Send, p.putting(key, nil, nil), short, size); err == nil {
 		return errors.New("the store answered before it had the whole body")
@@ -100,10 +101,12 @@ func (p *Probe) findCutBodies(ctx context.Context, set *capability.Set) error {
 			return err
 		}
 		if there {
+			p.cut = false
 			set[capability.CutBodies] = capability.No
 			return nil
 		}
 	}
+	p.cut = false
 	set[capability.CutBodies] = capability.Yes
 	return nil
 }

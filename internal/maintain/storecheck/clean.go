@@ -47,6 +47,9 @@ func (p *Probe) Clean(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 
+	if p.cut {
+		time.Sleep(cutTries * cutPause)
+	}
 	if uploads, err := p.listed(ctx, uploads, p.name); err == nil {
 		for _, l := range uploads {
 			p.made(l.leftover) // its creation was interrupted
@@ -71,7 +74,7 @@ func (p *Probe) remove(ctx context.Context, l leftover) error {
 		return fmt.Errorf("removing %s: %w", l.path, err)
 	case got.status < 300, got.status == http.StatusNotFound,
 		got.status == http.StatusBadRequest, // the store refuses the key, so it has no such object
-		l.version != "": // the store may keep versions for a time
+		l.version != "":                     // the store may keep versions for a time
 		return nil
 	default:
 		return fmt.Errorf("removing %s: %w", l.path, got.err())
@@ -109,7 +112,7 @@ func (p *Probe) sweep(ctx context.Context, name string, age time.Duration) (n in
 				return n, err
 			}
 			for _, l := range found {
-				if l.age < age {
+				if age > 0 && l.age < age {
 					continue
 				}
 				if err := p.remove(ctx, l.leftover); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"github.com/cmekproxy/cmekproxy/internal/capability"
 )
@@ -24,13 +25,14 @@ func (p *Probe) findKeys(ctx context.Context, set *capability.Set) error {
 	}{
 		{capability.LiteralSlashes, p.name + "-keys//slashes", p.name + "-keys/slashes"},
 		{capability.LiteralLeadingSlash, "/" + p.name + "-leading", p.name + "-leading"},
+		{capability.LiteralBackslash, p.name + `-keys\backslash`, p.name + "-keys/backslash"},
 		{capability.LiteralDots, p.name + "-keys/a/../dots", p.name + "-keys/dots"},
 	} {
 		got, err := p.do(ctx, p.putting(row.key, nil, text))
 		switch {
 		case err != nil:
 			return err
-		case got.status == 403, got.status >= 500:
+		case got.status == http.StatusForbidden, got.status >= 500:
 			return fmt.Errorf("PUT of the key %s: %w", row.key, got.err())
 		case got.status >= 300:
 			set[row.capability] = capability.Yes // it cannot be taken for another key
@@ -59,9 +61,10 @@ func (p *Probe) madeFolders() {
 // origin.keys.
 func CompareKeys(set capability.Set, configured string) (string, error) {
 	literal := set.Literal()
-	detail := fmt.Sprintf("// %s, a leading / %s, .. %s",
+	detail := fmt.Sprintf(`// %s, a leading / %s, \ %s, .. %s`,
 		capability.LiteralSlashes.Text(set[capability.LiteralSlashes]),
 		capability.LiteralLeadingSlash.Text(set[capability.LiteralLeadingSlash]),
+		capability.LiteralBackslash.Text(set[capability.LiteralBackslash]),
 		capability.LiteralDots.Text(set[capability.LiteralDots]))
 
 	switch {

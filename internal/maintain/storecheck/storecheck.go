@@ -49,6 +49,7 @@ type Probe struct {
 
 	// What may exist in the store, in the order in which it was created.
 	created []leftover
+	cut     bool // the store may still be about to keep a body that was cut
 }
 
 // mark is in the names of all objects of probes.
