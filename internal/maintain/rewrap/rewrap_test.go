@@ -63,12 +63,20 @@ type lab struct {
 	added map[string]string // the client's encryption context
 	cfg   rewrap.Config
 	calls *calls
+
+	old, fresh kms.Wrapper
 }
 
 // newLab stores an object under key old. fresh is key new.
 func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	t.Helper()
-	old := &counting{Wrapper: localKey(t), calls: &calls{}}
+	return newLabOf(t, localKey(t), fresh)
+}
+
+// newLabOf is newLab with another key old.
+func newLabOf(t *testing.T, oldKey, fresh kms.Wrapper) *lab {
+	t.Helper()
+	old := &counting{Wrapper: oldKey, calls: &calls{}}
 	counted := &counting{Wrapper: fresh, calls: old.calls}
 
 	l := &lab{
@@ -76,6 +84,8 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 		obj:   crypt.Object{Bucket: bucket, Key: "dir/" + t.Name()},
 		text:  make([]byte, 100_000),
 		calls: old.calls,
+		old:   old,
+		fresh: counted,
 	}
 	rand.Read(l.text)
 
