@@ -817,3 +817,26 @@ func (o opaque) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) 
 func (o opaque) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
 	return o.Wrapper.Unwrap(ctx, wrapped[1:], ec)
 }
+
+// Ceph answers a completion with an empty ETag.
+func TestACompletionWithoutAnETag(t *testing.T) {
+	l := newLab(t, localKey(t))
+	l.putParts()
+	completions := 0
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		resp, err := send(r)
+		if err == nil && r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId") {
+			completions++
+			resp.Body.Close()
+			resp.Body = io.NopCloser(strings.NewReader(
+				`<CompleteMultipartUploadResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><ETag></ETag>` +
+					`</CompleteMultipartUploadResult>`))
+		}
+		return resp, err
+	}
+
+	l.move(walk.Done)
+	if id := l.read(); id != l.id("new") || completions != 1 {
+		t.Errorf("under %s, after %d completions", id, completions)
+	}
+}
