@@ -152,23 +152,36 @@ func TestAdopt(t *testing.T) {
 		}
 		l.cfg.DryRun = false
 
-		*l.calls = calls{}
+		l.cfg.Keys, *l.calls = ring(l.T, l.old, l.fresh), calls{} // with nothing in its cache
 		l.adopt(walk.Done)
+		if want := (counts{wrap: 1, unwrap: 2}); l.counted() != want {
+			l.Errorf("%+v, not %+v", l.counted(), want)
+		}
 		if err := l.readAt(); err != nil {
 			l.Error(err)
 		}
-		if l.calls.unwrap > 4 {
-			l.Errorf("%d calls to unwrap", l.calls.unwrap)
-		}
 
 		before = l.etag()
+		l.cfg.Keys, *l.calls = ring(l.T, l.old, l.fresh), calls{}
 		l.adopt(walk.Current)
+		if want := (counts{unwrap: 2}); l.counted() != want {
+			l.Errorf("for the second run %+v, not %+v", l.counted(), want)
+		}
 		if l.etag() != before {
 			l.Error("the second run has written it")
 		}
 
 		l.readOld() // it is still there under its old name
 	})
+}
+
+// counts are numbers of KMS calls.
+type counts struct{ wrap, unwrap int }
+
+func (l *movedLab) counted() counts {
+	l.calls.mu.Lock()
+	defer l.calls.mu.Unlock()
+	return counts{l.calls.wrap, l.calls.unwrap}
 }
 
 // readOld checks that the object is still what it was under its old name.
