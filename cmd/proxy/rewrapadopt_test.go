@@ -520,6 +520,11 @@ func (m *move) partial(target, old string) string {
 	r := decryptRun{request: stored.Request{
 		Object: crypt.Object{Bucket: "bucket", Key: old}, At: crypt.Object{Bucket: m.bucket, Key: target},
 	}}
+	present := r
+	present.request.Object = r.request.At
+	if r.names() == present.names() {
+		m.t.Error("a decryption under one name goes on under another one")
+	}
 	sum := sha256.Sum256([]byte(r.names() + "\n" + *head.ETag))
 	return filepath.Join(m.dir, "out."+hex.EncodeToString(sum[:4])+".part")
 }

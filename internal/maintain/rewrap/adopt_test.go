@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -27,19 +28,25 @@ type movedLab struct {
 	at crypt.Object
 }
 
-// adoptLabs runs a test with each kind of object, and with a local key and
-// one in AWS KMS, which refuses another encryption context.
+// adoptLabs runs a test with each kind of object: with a local key, with one
+// in AWS KMS, which refuses another encryption context, and with a bucket key,
+// whose encryption context has only the bucket.
 func adoptLabs(t *testing.T, run func(l *movedLab)) {
 	t.Helper()
 	for name, key := range map[string]func(*testing.T) kms.Wrapper{
 		"local":   localKey,
 		"aws-kms": func(t *testing.T) kms.Wrapper { return kmstest.StartTest(t).NewKey(t, nil) },
+		"shared":  localKey,
 	} {
 		for _, kind := range []string{"single", "multipart"} {
 			t.Run(name+"/"+kind, func(t *testing.T) {
 				l := &movedLab{lab: newLabOf(t, key(t), key(t))}
-				l.added = map[string]string{"tenant": "acme"}
 				l.cfg.To = ""
+				if name == "shared" {
+					l.keys = l.sharing()
+				} else {
+					l.added = map[string]string{"tenant": "acme"}
+				}
 				if kind == "multipart" {
 					l.putParts()
 				} else {
@@ -53,6 +60,16 @@ func adoptLabs(t *testing.T, run func(l *movedLab)) {
 			})
 		}
 	}
+}
+
+// sharing returns a keyring that uses one bucket key for many objects.
+func (l *movedLab) sharing() *keyring.Keyring {
+	return proxytest.NewKeyring(l.T, keyring.Config{
+		Keys: []keyring.Key{{Name: "old", Wrapper: l.old}, {Name: "new", Wrapper: l.fresh}},
+		Rules: []keyring.Rule{{
+			Key: "old", AskedKeys: []string{"*"}, Reuse: &keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1000, MaxBytes: 1 << 40},
+		}},
+	})
 }
 
 // copyTo copies an object within the store, as a backup does. If cut is not
