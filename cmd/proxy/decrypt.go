@@ -46,6 +46,13 @@ func decryptCommand() *cobra.Command {
 		"",
 		"`FILE` with the customer key of the object (SSE-C): raw, hex, base64 or PEM",
 	)
+	flags.StringVar(
+		&o.as,
+		"as",
+		"",
+		"`s3://BUCKET/KEY` under which the object was put, if it was moved or copied within the store; "+
+			"you vouch that it may be read under its present name",
+	)
 	flags.StringVar(&o.version, "version-id", "", "`ID` of the version to read (default: the current one)")
 
 	flags.BoolVar(
@@ -62,6 +69,13 @@ func decryptCommand() *cobra.Command {
 			return err
 		}
 
+		was := target
+		if o.as != "" {
+			if was, err = parseObject(o.as); err != nil {
+				return fmt.Errorf("--as: %w", err)
+			}
+		}
+
 		cfg, err := readOffline(*config)
 		if err != nil {
 			return err
@@ -73,7 +87,7 @@ func decryptCommand() *cobra.Command {
 		}
 		defer d.close()
 
-		if err := d.decrypt(c.Context(), target, o, c.OutOrStdout()); err != nil {
+		if err := d.decrypt(c.Context(), target, was, o, c.OutOrStdout()); err != nil {
 			return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
 		}
 		return nil
@@ -83,14 +97,15 @@ func decryptCommand() *cobra.Command {
 }
 
 type decryptOptions struct {
-	output, customerKey, version string
-	anyKey                       bool
+	output, customerKey, version, as string
+	anyKey                           bool
 }
 
 // decrypt reads one object directly from the store. Until the object is
 // complete, the file has another name, so a file with the object's name is
 // always complete. If decrypt is repeated, it continues where it stopped.
-func (d *direct) decrypt(ctx context.Context, target crypt.Object, o decryptOptions, stdout io.Writer) error {
+// was is the name under which the object was put.
+func (d *direct) decrypt(ctx context.Context, target, was crypt.Object, o decryptOptions, stdout io.Writer) error {
 	customerKey, err := readCustomerKey(o.customerKey)
 	if err != nil {
 		return err
@@ -98,6 +113,7 @@ func (d *direct) decrypt(ctx context.Context, target crypt.Object, o decryptOpti
 	defer clear(customerKey)
 
 	reader := d.reader()
+	reader.NoPartCount = o.as != "" // a tool may have copied the object in other parts
 	reader.Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 		switch {
 		case keyID == crypt.CustomerKeyID:
@@ -105,11 +121,14 @@ func (d *direct) decrypt(ctx context.Context, target crypt.Object, o decryptOpti
 		case o.anyKey:
 			return d.openAnyKey(ctx, obj, keyID, wrapped)
 		default:
-			return d.open(ctx, obj, keyID, wrapped)
+			return opened(d.keys.OpenMoved(ctx, obj, target, keyID, wrapped))
 		}
 	}
 
-	q := stored.Request{Object: target, Version: o.version, Plaintext: func() error { return verify.ErrPlaintext }}
+	q := stored.Request{
+		Object: was, At: target, Version: o.version,
+		Plaintext: func() error { return verify.ErrPlaintext },
+	}
 	r := decryptRun{reader: reader, request: q, progress: d.progress}
 	if o.output == "-" {
 		return r.toStream(ctx, stdout)
@@ -169,9 +188,7 @@ func (r *decryptRun) toFile(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	state := sha256.Sum256(
-		[]byte(r.request.Object.Bucket + "/" + r.request.Object.Key + "\n" + head.Header.Get("Etag")),
-	)
+	state := sha256.Sum256([]byte(r.names() + "\n" + head.Header.Get("Etag")))
 
 	part := name + "." + hex.EncodeToString(state[:4]) + ".part"
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -201,6 +218,17 @@ func (r *decryptRun) toFile(ctx context.Context, name string) error {
 	}
 	fmt.Fprintf(r.progress, "%s: %d bytes, all verified\n", filepath.Base(name), head.Size)
 	return nil
+}
+
+// names returns where the object is, and the name under which it was put if
+// that is another one.
+func (r *decryptRun) names() string {
+	at, was := r.request.At, r.request.Object
+	text := at.Bucket + "/" + at.Key
+	if was != at {
+		text += "\n" + was.Bucket + "/" + was.Key
+	}
+	return text
 }
 
 // goOn appends the rest of the object to a file that has its first done

@@ -51,6 +51,21 @@ func rewrapCommand() *cobra.Command {
 			"or auto (the one that loses no concurrent write)",
 	)
 
+	flags.StringVar(
+		&o.adopt,
+		"adopt",
+		"",
+		"`s3://BUCKET[/PREFIX]` where the objects were put, before they were moved or copied within the store: "+
+			"give them envelopes for their new names. The prefixes are replaced as text. "+
+			"You vouch that the objects may appear under these names",
+	)
+	flags.StringVar(
+		&o.names,
+		"names",
+		"",
+		"with --adopt: `FILE` in CSV with the columns old_key and new_key; only its objects are adopted",
+	)
+
 	o.declare(flags, "move")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseBucket(args[0])
@@ -58,6 +73,10 @@ func rewrapCommand() *cobra.Command {
 			return err
 		}
 		if err := o.check(); err != nil {
+			return err
+		}
+		adopted, err := o.adoption(target)
+		if err != nil {
 			return err
 		}
 
@@ -81,6 +100,7 @@ func rewrapCommand() *cobra.Command {
 			o.method,
 			o.all,
 			o.bind,
+			adopted,
 		}
 
 		return r.run(c.Context())
@@ -91,8 +111,9 @@ func rewrapCommand() *cobra.Command {
 
 type rewrapOptions struct {
 	sweepOptions
-	to, method string
-	all, bind  bool
+	to, method   string
+	all, bind    bool
+	adopt, names string
 }
 
 func (o *rewrapOptions) check() error {
@@ -124,6 +145,7 @@ type rewrapRun struct {
 	sweep
 	to, method string
 	all, bind  bool
+	adopted    *adoption // nil to move objects to another key
 }
 
 func (r *rewrapRun) run(ctx context.Context) error {
@@ -140,12 +162,19 @@ func (r *rewrapRun) run(ctx context.Context) error {
 	defer done()
 
 	c := rewrap.Config{Config: common, To: r.to, All: r.all, Bind: r.bind}
+	if r.adopted != nil {
+		c.OldName = r.adopted.oldName
+	}
 	if err := r.prepare(ctx, &c); err != nil {
 		return err
 	}
 	mover := rewrap.New(c)
 	move := func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, r.bucket, e) }
-	err = r.walk(ctx, walk.State{Command: "rewrap", To: r.to, All: r.all, Bind: r.bind}, r.reader().List, move, r.name)
+	state, list := walk.State{Command: "rewrap", To: r.to, All: r.all, Bind: r.bind}, r.reader().List
+	if r.adopted != nil {
+		list, move = r.adopted.walk(&state, list, move)
+	}
+	err = r.walk(ctx, state, list, move, r.name)
 
 	r.summary()
 	return errors.Join(err, r.failures())
@@ -201,16 +230,26 @@ func (r *rewrapRun) prepare(ctx context.Context, c *rewrap.Config) error {
 }
 
 func (r *rewrapRun) summary() {
-	verb := "rewrapped"
-	if r.dryRun {
-		verb = "to rewrap"
+	verb, dry, current := "rewrapped", "to rewrap", "under the right key"
+	if r.adopted != nil {
+		verb, dry, current = "adopted", "to adopt", "bound to their names"
 	}
-	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them multipart\n", verb, r.counts[walk.Done], r.bytes, r.parts)
+	if r.dryRun {
+		verb = dry
+	}
 	fmt.Fprintf(
 		r.out,
-		"skipped    %d already under the right key, %d plaintext, %d deleted during the run, "+
-			"%d under customer keys (SSE-C)\n",
+		"%-9s  %d objects, %d bytes; %d of them multipart\n",
+		verb,
+		r.counts[walk.Done],
+		r.bytes,
+		r.parts,
+	)
+	fmt.Fprintf(
+		r.out,
+		"skipped    %d already %s, %d plaintext, %d deleted during the run, %d under customer keys (SSE-C)\n",
 		r.counts[walk.Current],
+		current,
 		r.counts[walk.Plaintext],
 		r.counts[walk.Gone],
 		r.counts[walk.Customer],

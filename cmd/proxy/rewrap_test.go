@@ -35,6 +35,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
@@ -60,7 +61,8 @@ type move struct {
 	t         *testing.T
 	store     string // URL
 	dir       string
-	keys      map[string]string // files, by key name
+	keys      map[string]string // files, or ARNs, by key name
+	kms       *kmstest.Server   // nil for local keys
 	app       *s3.Client        // uses a proxy whose rules name old
 	direct    *s3.Client
 	bucket    string
@@ -73,17 +75,37 @@ type move struct {
 
 func newMove(t *testing.T) *move {
 	t.Helper()
-	m := &move{
-		t: t, store: proxytest.ServeStore(t), dir: t.TempDir(), bucket: "bucket",
-		keys: make(map[string]string), texts: make(map[string][sha256.Size]byte), plain: make(map[string]bool),
-	}
-
+	m := &move{t: t, dir: t.TempDir(), keys: make(map[string]string)}
 	for _, name := range []string{"old", "new"} {
 		m.keys[name] = filepath.Join(m.dir, name+".key")
 		if err := kms.CreateLocalKeyFile(m.keys[name]); err != nil {
 			t.Fatal(err)
 		}
 	}
+	m.start()
+	return m
+}
+
+// newAWSMove is newMove with keys in AWS KMS, which has an encryption
+// context.
+func newAWSMove(t *testing.T) *move {
+	t.Helper()
+	t.Setenv("AWS_ACCESS_KEY_ID", kmstest.AccessKeyID)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "example")
+	m := &move{t: t, dir: t.TempDir(), keys: make(map[string]string), kms: kmstest.StartTest(t)}
+	for _, name := range []string{"old", "new"} {
+		m.keys[name] = m.kms.NewKey(t, nil).KeyID()
+	}
+	m.start()
+	return m
+}
+
+// start starts the store and a proxy.
+func (m *move) start() {
+	t := m.t
+	t.Helper()
+	m.store, m.bucket = proxytest.ServeStore(t), "bucket"
+	m.texts, m.plain = make(map[string][sha256.Size]byte), make(map[string]bool)
 
 	m.both = m.config("both.yaml", m.store, "old", "old", "new")
 	m.onlyNew = m.config("new.yaml", m.store, "new", "new")
@@ -92,7 +114,14 @@ func newMove(t *testing.T) *move {
 	if _, err := m.direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &m.bucket}); err != nil {
 		t.Fatal(err)
 	}
-	return m
+}
+
+// provider returns the settings of a key.
+func (m *move) provider(key string) string {
+	if m.kms != nil {
+		return fmt.Sprintf("provider: aws-kms, key_id: %q, endpoint: %q", m.keys[key], m.kms.URL())
+	}
+	return "provider: local, key_file: " + m.keys[key]
 }
 
 // config writes a configuration with free addresses.
@@ -100,7 +129,7 @@ func (m *move) config(name, store, rule string, keys ...string) string {
 	m.t.Helper()
 	var list strings.Builder
 	for _, key := range keys {
-		fmt.Fprintf(&list, "  - {name: %s, provider: local, key_file: %s}\n", key, m.keys[key])
+		fmt.Fprintf(&list, "  - {name: %s, %s}\n", key, m.provider(key))
 	}
 
 	text := fmt.Sprintf(`listen: %s
@@ -858,7 +887,7 @@ func (m *move) killed(after int64, command string, args ...string) {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestMainCommand$")
 	cmd.Env = append(
 		os.Environ(),
-		commandEnv+"="+strings.Join(append([]string{command, "--config", config, "s3://bucket"}, args...), "\n"),
+		commandEnv+"="+strings.Join(append([]string{command, "--config", config, "s3://" + m.bucket}, args...), "\n"),
 	)
 	var out output
 

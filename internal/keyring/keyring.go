@@ -543,6 +543,21 @@ func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrap
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
 }
 
+// OpenMoved is Open for an object that was written as obj and that an
+// operator has found at another name. The rules for either name may name the
+// key: whoever may use a key of the old name made the object, and whoever may
+// use a key of the new name can make objects there in any case.
+func (k *Keyring) OpenMoved(ctx context.Context, obj, at Object, keyID string, wrapped []byte) (*Lease, error) {
+	key, err := k.findToRead(obj, keyID)
+	if key != nil && err != nil && k.mayRead(at, key) == nil {
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
+}
+
 // findToRead returns the key with the id in an envelope, if a rule allows
 // reading the object with it.
 func (k *Keyring) findToRead(obj Object, keyID string) (*keyState, error) {

@@ -92,6 +92,49 @@ func TestKeyOpensItsOwnBucketsOnly(t *testing.T) {
 	}
 }
 
+// An object that was moved opens under its old name, with a key that the
+// rules name for the old name or for the new one.
+func TestOpenMoved(t *testing.T) {
+	old, at := keyring.Object{Bucket: "old", Key: "k"}, keyring.Object{Bucket: "new", Key: "k"}
+	for _, row := range []struct {
+		name  string
+		rules []keyring.Rule
+		want  error
+	}{
+		{"the old name's key", []keyring.Rule{{Buckets: []string{"old"}, Key: "b"}, {Key: "a"}}, nil},
+		{"the new name's key", []keyring.Rule{{Buckets: []string{"new"}, Key: "b"}, {Key: "a"}}, nil},
+		{"read at the new name", []keyring.Rule{{Buckets: []string{"new"}, Key: "a", ReadKeys: []string{"b"}}}, nil},
+		{"another bucket's key", []keyring.Rule{{Buckets: []string{"other"}, Key: "b"}, {Key: "a"}}, keyring.ErrNotRead},
+		{"no rule names it", []keyring.Rule{{Key: "a"}}, keyring.ErrNotRead},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			k, plant := tenants(t, nil, row.rules...)
+			id, wrapped := plant(old)
+			l, err := k.OpenMoved(t.Context(), old, at, id, wrapped)
+			if !errors.Is(err, row.want) {
+				t.Fatal(err)
+			}
+			if err == nil {
+				l.Release()
+			}
+
+			for name, wrong := range map[string]keyring.Object{
+				"the new name":      at,
+				"another key":       {Bucket: "old", Key: "other"},
+				"another old place": {Bucket: "other", Key: "k"},
+			} {
+				if _, err := k.OpenMoved(t.Context(), wrong, at, id, wrapped); err == nil {
+					t.Errorf("it opens as %s", name)
+				}
+			}
+
+			if _, err := k.OpenMoved(t.Context(), old, at, "local:0000000000000000", wrapped); !errors.Is(err, keyring.ErrUnknownKey) {
+				t.Errorf("an unknown key: %v", err)
+			}
+		})
+	}
+}
+
 // A client can read what it can write: it cannot request a key that no rule
 // names for the object.
 func TestWhatIsAskedForIsRead(t *testing.T) {

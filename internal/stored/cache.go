@@ -2,6 +2,7 @@ package stored
 
 import (
 	"crypto/sha256"
+	"fmt"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -54,7 +55,12 @@ type partID struct {
 	stored       int64 // offset
 }
 
+// cacheID names what the cache knows. What was verified under one name says
+// nothing about another one.
 func cacheID(q Request) string {
+	if q.At != (crypt.Object{}) {
+		return fmt.Sprintf("%q %q %q", q.At, q.Object, q.Version)
+	}
 	return q.Object.Bucket + "\x00" + q.Object.Key + "\x00" + q.Version
 }
 

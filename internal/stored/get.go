@@ -70,7 +70,7 @@ func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) 
 		return &Object{Header: resp.Header, NotModified: true}, nil
 	}
 
-	f, err := factsOf(resp.Header, resp.ContentLength)
+	f, err := s.facts(resp.Header, resp.ContentLength)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 		return o, nil
 	}
 
-	f, err := factsOf(resp.Header, resp.ContentLength)
+	f, err := s.facts(resp.Header, resp.ContentLength)
 	if err != nil {
 		return nil, err
 	}

@@ -90,7 +90,7 @@ func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Res
 // continueRange reads a range from the first answer. If that answer does not
 // fit the kind of object, it sends a second request.
 func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
-	f, err := rangeFacts(resp)
+	f, err := s.rangeFacts(resp)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 }
 
 func (s *Reader) openAgain(ctx context.Context, q Request, resp *http.Response, f facts) (*Object, error) {
-	now, err := rangeFacts(resp)
+	now, err := s.rangeFacts(resp)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +145,7 @@ func (s *Reader) openAgain(ctx context.Context, q Request, resp *http.Response, 
 	return s.openSingle(ctx, q, resp, now.envelope, q.Range)
 }
 
-func rangeFacts(resp *http.Response) (facts, error) {
+func (s *Reader) rangeFacts(resp *http.Response) (facts, error) {
 	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok || resp.StatusCode != http.StatusPartialContent {
 		return facts{}, fmt.Errorf(
@@ -155,7 +155,7 @@ func rangeFacts(resp *http.Response) (facts, error) {
 			resp.Header.Get("Content-Range"),
 		)
 	}
-	return factsOf(resp.Header, total)
+	return s.facts(resp.Header, total)
 }
 
 // openRange reads a range of a multipart object. have is what the first

@@ -81,13 +81,23 @@ type Reader struct {
 	// OpenEnd accepts objects whose last part is not marked as final; see
 	// the setting origin.uniform_parts.
 	OpenEnd bool
+	// NoPartCount disregards the number of parts at the end of an ETag, and
+	// finds the parts by their headers. A tool that has copied an object may
+	// have cut it into other parts, so that the number is another one.
+	NoPartCount bool
 	// Cache remembers what is known about objects. It has no keys.
 	Cache *Cache
 }
 
 // Request says what to read.
 type Request struct {
-	Object  crypt.Object
+	// Object is the name under which the object was written. Keys and MACs
+	// are bound to it.
+	Object crypt.Object
+	// At is where the store has the object, if that is another name. Zero
+	// means Object. Only an operator may say that an object is read under
+	// another name.
+	At      crypt.Object
 	Version string      // version id; "" for the current version
 	Query   url.Values  // further parameters for the store
 	Header  http.Header // conditions and other headers for the store, with the store's ETags; no Range
@@ -98,6 +108,14 @@ type Request struct {
 	// Plaintext is called if the object was never encrypted. Its error
 	// refuses the object.
 	Plaintext func() error
+}
+
+// at returns where the store has the object.
+func (q *Request) at() crypt.Object {
+	if q.At == (crypt.Object{}) {
+		return q.Object
+	}
+	return q.At
 }
 
 // kind says how an object is stored.
@@ -118,6 +136,15 @@ type facts struct {
 	etag     string
 	size     int64 // stored size, in bytes
 	parts    int   // from the ETag; -1 if the ETag does not have it
+}
+
+// facts is factsOf, but follows NoPartCount.
+func (s *Reader) facts(h http.Header, size int64) (facts, error) {
+	f, err := factsOf(h, size)
+	if s.NoPartCount {
+		f.parts = -1
+	}
+	return f, err
 }
 
 // factsOf parses the headers of a GET or HEAD answer. size is the size of
@@ -196,8 +223,9 @@ func (s *Reader) request(ctx context.Context, method string, q Request, header h
 		query.Set("versionId", q.Version)
 	}
 
+	at := q.at()
 	u := &url.URL{
-		Path:     "/" + q.Object.Bucket + "/" + q.Object.Key,
+		Path:     "/" + at.Bucket + "/" + at.Key,
 		RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20"),
 	}
 	u.RawPath = sigv4.EscapePath(u.Path)

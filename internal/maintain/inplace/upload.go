@@ -202,8 +202,38 @@ func (u *Upload) Complete(ctx context.Context, etag string) error {
 		return err
 	}
 
+	if isEmptyETag(body) {
+		u.ETag = u.usualETag()
+		return nil
+	}
 	u.ETag, err = ETagOf(body)
 	return err
+}
+
+// isEmptyETag reports whether the answer to a completion has no ETag. Ceph
+// (radosgw 16.2) sends an empty one.
+func isEmptyETag(body []byte) bool {
+	var doc struct {
+		XMLName xml.Name
+		ETag    string
+	}
+	err := xml.Unmarshal(body, &doc)
+	return err == nil && doc.XMLName.Local == "CompleteMultipartUploadResult" && doc.ETag == ""
+}
+
+// usualETag returns the ETag that S3 gives to a multipart object: the MD5 of
+// the MD5s of the parts. If the store has another one, the object counts as
+// overwritten, and is looked at again.
+func (u *Upload) usualETag() string {
+	sum := md5.New() //nolint:gosec // that of S3
+	for _, p := range u.parts {
+		part, err := hex.DecodeString(strings.Trim(p.ETag, `"`))
+		if err != nil {
+			return ""
+		}
+		sum.Write(part)
+	}
+	return fmt.Sprintf(`"%x-%d"`, sum.Sum(nil), len(u.parts))
 }
 
 // Abort removes the parts, even if ctx was canceled. If it fails, the

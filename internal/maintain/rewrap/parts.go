@@ -18,13 +18,14 @@ import (
 // their numbers and lengths, and an appended final part is appended again.
 // So part numbers and the sizes in listings do not change. It returns the
 // parts.
-func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Seen) (crypt.Layout, error) {
-	src, err := m.survey(ctx, obj, seen)
+func (m *Mover) moveParts(ctx context.Context, f *found) (crypt.Layout, error) {
+	obj := f.obj
+	src, err := survey(ctx, f)
 	if err != nil {
 		return nil, err
 	}
 
-	context, err := m.contextOf(ctx, obj, seen)
+	context, err := contextOf(ctx, f)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +41,7 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 		return nil, err
 	}
 
-	header, err := stored.Carry(seen.Header, mark)
+	header, err := stored.Carry(f.seen.Header, mark)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +53,7 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	if err != nil {
 		return nil, err
 	}
-	if err := m.reupload(ctx, obj, src, key, up); err != nil {
+	if err := m.reupload(ctx, src, key, up); err != nil {
 		up.Abort(ctx)
 		return nil, err
 	}
@@ -62,8 +63,8 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 
 // contextOf returns what the client has added to the encryption context of
 // an upload. All parts have the same, so it reads the first.
-func (m *Mover) contextOf(ctx context.Context, obj crypt.Object, seen *stored.Seen) (map[string]string, error) {
-	for part, err := range m.reader.PartHeaders(ctx, onlyIf(obj, seen.ETag), seen) {
+func contextOf(ctx context.Context, f *found) (map[string]string, error) {
+	for part, err := range f.reader.PartHeaders(ctx, f.request(), f.seen) {
 		if err != nil {
 			return nil, err
 		}
@@ -75,8 +76,7 @@ func (m *Mover) contextOf(ctx context.Context, obj crypt.Object, seen *stored.Se
 
 // source is a multipart object that is to be uploaded again.
 type source struct {
-	request  stored.Request // fails if the object has changed
-	seen     *stored.Seen
+	*found
 	layout   crypt.Layout
 	appended bool // the object has an appended final part, which is not in the layout
 	checksum stored.Checksum
@@ -84,20 +84,20 @@ type source struct {
 
 // survey reads the parts of an object. Each part is verified by its header
 // or by the record.
-func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen) (*source, error) {
-	s := &source{request: onlyIf(obj, seen.ETag), seen: seen}
-	head, err := m.reader.Head(ctx, s.request)
+func survey(ctx context.Context, f *found) (*source, error) {
+	s := &source{found: f}
+	head, err := f.reader.Head(ctx, f.request())
 	if err != nil {
 		return nil, err
 	}
-	if s.layout, err = m.reader.Layout(ctx, s.request, head); err != nil {
+	if s.layout, err = f.reader.Layout(ctx, f.request(), head); err != nil {
 		return nil, err
 	}
 
 	if len(s.layout) == 0 {
 		return nil, inplace.ErrChanged
 	}
-	s.appended = seen.Stored != s.layout.Size()+int64(s.layout.Parts())*crypt.PartOverhead
+	s.appended = f.seen.Stored != s.layout.Size()+int64(s.layout.Parts())*crypt.PartOverhead
 	s.checksum, err = head.Checksum(ctx)
 	return s, err
 }
@@ -105,12 +105,11 @@ func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen)
 // reupload sends all parts and completes the upload.
 func (m *Mover) reupload(
 	ctx context.Context,
-	obj crypt.Object,
 	src *source,
 	key *inplace.Key,
 	up *inplace.Upload,
 ) error {
-	o, err := m.reader.Get(ctx, src.request)
+	o, err := src.reader.Get(ctx, src.request())
 	if err != nil {
 		return err
 	}
@@ -137,7 +136,7 @@ func (m *Mover) reupload(
 	}
 
 	if !m.cfg.Abilities.CompleteIfMatch {
-		if err := m.store.Unchanged(ctx, obj, src.seen.ETag); err != nil {
+		if err := m.store.Unchanged(ctx, src.obj, src.seen.ETag); err != nil {
 			return err
 		}
 		return up.Complete(ctx, "")

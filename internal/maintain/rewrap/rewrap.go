@@ -11,7 +11,11 @@
 // it was made. The store must honor a condition for that; see
 // inplace.Abilities. A concurrent write of a client is kept.
 //
+// It also adopts objects that were moved or copied within the store: they are
+// bound to an old name, and get an envelope for the name that they have now.
+//
 //	rewrap.go  one object, and what to do with it
+//	adopt.go   which name an object is bound to
 //	single.go  single-PUT objects
 //	parts.go   multipart objects
 //
@@ -46,6 +50,10 @@ type Config struct {
 	// Method is how a single-PUT object gets its new envelope. It is
 	// required, unless DryRun is set.
 	Method Method
+	// OldName, if not nil, adopts objects instead of moving them to another
+	// key: it returns the name under which the object with this name was
+	// written. The operator vouches for each such pair.
+	OldName func(obj crypt.Object) (crypt.Object, error)
 }
 
 // Method is how a single-PUT object gets its new envelope.
@@ -79,7 +87,7 @@ func Safest(a inplace.Abilities) Method {
 type Mover struct {
 	cfg    Config
 	store  *inplace.Store
-	reader *stored.Reader
+	reader *stored.Reader // without Open, which is for one object; see found
 	check  *stored.Reader // the same, but uses Config.Check
 
 	mu     sync.Mutex
@@ -89,23 +97,13 @@ type Mover struct {
 // New returns a Mover.
 func New(cfg Config) *Mover {
 	store := cfg.Store()
-	open := func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		lease, err := cfg.Keys.Open(ctx, obj, keyID, wrapped)
-		if err != nil {
-			return nil, err
-		}
-		if lease.Unbound() && !cfg.Bind { // reading it means to seal it under a new data key
-			lease.Release()
-			return nil, keyring.ErrUnbound
-		}
-
-		return lease, nil
-	}
+	reader := cfg.Reader(store, nil)        // without Open; see open
+	reader.NoPartCount = cfg.OldName != nil // a copy may have been cut into other parts
 
 	return &Mover{
 		cfg:    cfg,
 		store:  store,
-		reader: cfg.Reader(store, open),
+		reader: reader,
 		check:  cfg.Reader(store, cfg.Check),
 		newest: make(map[string][]byte),
 	}
@@ -125,8 +123,7 @@ func (m *Mover) Move(ctx context.Context, bucket string, e stored.Entry) walk.Re
 // attempt moves an object, if necessary. Every assumption about the object
 // is a condition of the write, so attempt can be repeated after any failure.
 func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, error) {
-	q := request(obj)
-	seen, err := m.reader.Look(ctx, q)
+	seen, err := m.reader.Look(ctx, request(obj))
 	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
@@ -141,19 +138,18 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 		return walk.Result{Outcome: walk.Customer}, nil
 	}
 
-	current, err := m.current(ctx, q, seen)
-	if current || err != nil {
+	f := m.found(obj, seen)
+	current := m.current
+	if m.cfg.OldName != nil {
+		current = m.findName
+	}
+	if done, err := current(ctx, f); done || err != nil {
 		return walk.Result{Outcome: walk.Current}, err
 	}
 
-	size, err := seen.Size()
+	r, err := m.planned(f)
 	if err != nil {
 		return walk.Result{}, err
-	}
-
-	r := walk.Result{Outcome: walk.Done, Size: size}
-	if seen.Envelope == nil {
-		r.Parts = seen.Parts
 	}
 	if m.cfg.DryRun {
 		return r, nil
@@ -166,28 +162,85 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 	}
 
 	if seen.Envelope != nil {
-		return r, m.moveSingle(ctx, obj, seen)
+		return r, m.moveSingle(ctx, f)
 	}
-	layout, err := m.moveParts(ctx, obj, seen)
+	layout, err := m.moveParts(ctx, f)
 	r.Size = layout.Size()
 	return r, err
 }
 
+// planned returns the result for an object that is to be moved.
+func (m *Mover) planned(f *found) (r walk.Result, err error) {
+	r.Outcome = walk.Done
+	if m.cfg.OldName != nil {
+		r.Parts, r.Size = f.parts, f.size
+		return r, nil
+	}
+
+	if f.seen.Envelope == nil {
+		r.Parts = f.seen.Parts
+	}
+	r.Size, err = f.seen.Size()
+	return r, err
+}
+
+// found is an object in the store.
+type found struct {
+	obj    crypt.Object // its name, for which the new envelope is made
+	was    crypt.Object // the name to which it is bound: obj, or the old name
+	seen   *stored.Seen
+	reader *stored.Reader
+
+	// Set by findName.
+	parts int   // number of parts of a multipart object, with an appended one
+	size  int64 // size of the plaintext in bytes
+}
+
+// found returns an object that is bound to its own name.
+func (m *Mover) found(obj crypt.Object, seen *stored.Seen) *found {
+	f := &found{obj: obj, was: obj, seen: seen}
+	reader := *m.reader // shares the cache
+	reader.Open = func(ctx context.Context, was crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		lease, err := m.cfg.Keys.OpenMoved(ctx, was, obj, keyID, wrapped)
+		if err != nil {
+			return nil, err
+		}
+		if lease.Unbound() && !m.cfg.Bind { // reading it means to seal it under a new data key
+			lease.Release()
+			return nil, keyring.ErrUnbound
+		}
+
+		return lease, nil
+	}
+	f.reader = &reader
+
+	return f
+}
+
+// request returns a request for the object, which fails if the object has
+// changed since it was seen.
+func (f *found) request() stored.Request {
+	q := request(f.was)
+	q.At = f.obj
+	q.Header = http.Header{"If-Match": {f.seen.ETag}}
+	return q
+}
+
 // current reports whether the whole object is already under the target key.
-func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen) (bool, error) {
-	target, err := m.cfg.Keys.KeyID(q.Object, m.cfg.Client, m.cfg.To)
+func (m *Mover) current(ctx context.Context, f *found) (bool, error) {
+	target, err := m.cfg.Keys.KeyID(f.obj, m.cfg.Client, m.cfg.To)
 	if err != nil {
 		return false, err
 	}
-	if e := seen.Envelope; e != nil {
-		return m.under(ctx, q.Object, target, e.KeyID, e.WrappedDEK)
+	if e := f.seen.Envelope; e != nil {
+		return m.under(ctx, f.obj, target, e.KeyID, e.WrappedDEK)
 	}
 
-	for part, err := range m.reader.PartHeaders(ctx, q, seen) {
+	for part, err := range f.reader.PartHeaders(ctx, f.request(), f.seen) {
 		if err != nil {
 			return false, err
 		}
-		if ok, err := m.under(ctx, q.Object, target, part.KeyID, part.WrappedDEK); !ok || err != nil {
+		if ok, err := m.under(ctx, f.obj, target, part.KeyID, part.WrappedDEK); !ok || err != nil {
 			return false, err
 		}
 	}
@@ -238,11 +291,4 @@ func (m *Mover) newestWrapped(ctx context.Context, obj crypt.Object, target stri
 // request returns a request for the whole object, which must be encrypted.
 func request(obj crypt.Object) stored.Request {
 	return stored.Request{Object: obj, Plaintext: func() error { return inplace.ErrChanged }}
-}
-
-// onlyIf returns a request that fails if the object no longer has this ETag.
-func onlyIf(obj crypt.Object, etag string) stored.Request {
-	q := request(obj)
-	q.Header = http.Header{"If-Match": {etag}}
-	return q
 }

@@ -63,12 +63,20 @@ type lab struct {
 	added map[string]string // the client's encryption context
 	cfg   rewrap.Config
 	calls *calls
+
+	old, fresh kms.Wrapper
 }
 
 // newLab stores an object under key old. fresh is key new.
 func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	t.Helper()
-	old := &counting{Wrapper: localKey(t), calls: &calls{}}
+	return newLabOf(t, localKey(t), fresh)
+}
+
+// newLabOf is newLab with another key old.
+func newLabOf(t *testing.T, oldKey, fresh kms.Wrapper) *lab {
+	t.Helper()
+	old := &counting{Wrapper: oldKey, calls: &calls{}}
 	counted := &counting{Wrapper: fresh, calls: old.calls}
 
 	l := &lab{
@@ -76,6 +84,8 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 		obj:   crypt.Object{Bucket: bucket, Key: "dir/" + t.Name()},
 		text:  make([]byte, 100_000),
 		calls: old.calls,
+		old:   old,
+		fresh: counted,
 	}
 	rand.Read(l.text)
 
@@ -806,4 +816,27 @@ func (o opaque) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) 
 
 func (o opaque) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
 	return o.Wrapper.Unwrap(ctx, wrapped[1:], ec)
+}
+
+// Ceph answers a completion with an empty ETag.
+func TestACompletionWithoutAnETag(t *testing.T) {
+	l := newLab(t, localKey(t))
+	l.putParts()
+	completions := 0
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		resp, err := send(r)
+		if err == nil && r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId") {
+			completions++
+			resp.Body.Close()
+			resp.Body = io.NopCloser(strings.NewReader(
+				`<CompleteMultipartUploadResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><ETag></ETag>` +
+					`</CompleteMultipartUploadResult>`))
+		}
+		return resp, err
+	}
+
+	l.move(walk.Done)
+	if id := l.read(); id != l.id("new") || completions != 1 {
+		t.Errorf("under %s, after %d completions", id, completions)
+	}
 }

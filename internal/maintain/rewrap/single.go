@@ -21,8 +21,10 @@ const maxCopy = 5 << 30
 // does not belong.
 var ErrLost = errors.New("THE OBJECT CAN NO LONGER BE READ")
 
-// moveSingle gives a single-PUT object an envelope under the new key.
-func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.Seen) error {
+// moveSingle gives a single-PUT object an envelope under the new key, for
+// the name that it has now.
+func (m *Mover) moveSingle(ctx context.Context, f *found) error {
+	obj, seen := f.obj, f.seen
 	if seen.Stored > maxCopy {
 		return fmt.Errorf(
 			"its %d stored bytes are more than one request can copy (5 GiB): download it and use a multipart upload",
@@ -30,13 +32,13 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 		)
 	}
 
-	old, err := m.cfg.Keys.Open(ctx, obj, seen.Envelope.KeyID, seen.Envelope.WrappedDEK)
+	old, err := m.cfg.Keys.OpenMoved(ctx, f.was, obj, seen.Envelope.KeyID, seen.Envelope.WrappedDEK)
 	if err != nil {
 		return err
 	}
 	defer old.Release()
 
-	if err := seen.Envelope.Verify(old.DEK(), obj); err != nil {
+	if err := seen.Envelope.Verify(old.DEK(), f.was); err != nil {
 		return err
 	}
 	fresh, err := m.rewrapped(ctx, obj, seen.Envelope, old)

@@ -99,7 +99,8 @@ type State struct {
 	To      string `json:"to"` // To of the command's Config
 	All     bool   `json:"all"`
 	Bind    bool   `json:"bind,omitempty"`
-	Listed  string `json:"listed,omitempty"` // digest of a list of objects
+	Adopt   string `json:"adopt,omitempty"`  // where the objects were, if they are adopted
+	Listed  string `json:"listed,omitempty"` // digest of a list of objects, or of names
 
 	After  string    `json:"after"`  // all keys up to this one are done, in the order of the listing, except:
 	Failed []string  `json:"failed"` // keys that failed, which are tried first
@@ -222,18 +223,23 @@ func (w *Walk) load(fresh State) (State, error) {
 
 	if s.Command != fresh.Command || s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix ||
 		s.To != fresh.To || s.All != fresh.All || s.Bind != fresh.Bind ||
-		s.Listed != fresh.Listed {
-		return fresh, fmt.Errorf(
-			"%s belongs to another run, of %s s3://%s/%s to %q: continue that one, or remove the file",
-			w.File,
-			s.Command,
-			s.Bucket,
-			s.Prefix,
-			s.To,
-		)
+		s.Adopt != fresh.Adopt || s.Listed != fresh.Listed {
+		return fresh, fmt.Errorf("%s belongs to another run, of %s: continue that one, or remove the file", w.File, s)
 	}
 
 	return s, nil
+}
+
+// String describes the run for people.
+func (s State) String() string {
+	text := fmt.Sprintf("%s s3://%s/%s to %q", s.Command, s.Bucket, s.Prefix, s.To)
+	if s.Adopt != "" {
+		text += " from " + s.Adopt
+	}
+	if s.Listed != "" {
+		text += " with a list of objects"
+	}
+	return text
 }
 
 // save replaces the file atomically.
