@@ -126,7 +126,7 @@ func (c *objectCopy) keepsTags(ctx context.Context, q stored.Request, have *stor
 	if wanted == 0 {
 		return true, nil
 	}
-	if count := have.Header.Get(tagCount); count != "" {
+	if count := have.Header.Get(stored.TagCount); count != "" {
 		return count == strconv.Itoa(wanted), nil
 	}
 
@@ -137,15 +137,13 @@ func (c *objectCopy) keepsTags(ctx context.Context, q stored.Request, have *stor
 	return countTags(tags) == wanted, nil
 }
 
-const tagCount = "X-Amz-Tagging-Count"
-
 // wantedTags returns how many tags the copy must have, as far as the client
 // or the store has said so.
 func (c *objectCopy) wantedTags() int {
 	if c.replaces("Tagging") {
 		return countTags(c.Header.Get("X-Amz-Tagging"))
 	}
-	n, err := strconv.Atoi(c.seen.Header.Get(tagCount))
+	n, err := strconv.Atoi(c.seen.Header.Get(stored.TagCount))
 	if err != nil {
 		return 0
 	}

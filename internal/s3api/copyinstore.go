@@ -27,14 +27,11 @@ func (c *objectCopy) isLeftToStore() bool {
 	switch {
 	case c.seen.Envelope == nil || c.seen.Stored == 0, c.isOntoItself(), c.flaw != nil, c.attempt >= storeAttempts:
 		return false
-	case isRGW(c.seen.Header) && c.wantedTags() > 0, class == "GLACIER" || class == "DEEP_ARCHIVE":
+	case stored.IsRGW(c.seen.Header) && c.wantedTags() > 0, class == "GLACIER" || class == "DEEP_ARCHIVE":
 		return false
 	}
 	return true
 }
-
-// isRGW recognizes the Ceph Object Gateway by the headers of a HEAD.
-func isRGW(h http.Header) bool { return h.Get("X-Rgw-Object-Type") != "" }
 
 // copyInStore makes the store copy a single-PUT object, with a new envelope
 // for its new name.
@@ -94,8 +91,8 @@ func readEnds(c *objectCopy, size int64) error {
 			return err
 		}
 
-		if count := o.Header.Get(tagCount); count != "" { // Amazon S3 documents it for GET only
-			c.seen.Header.Set(tagCount, count)
+		if count := o.Header.Get(stored.TagCount); count != "" { // Amazon S3 documents it for GET only
+			c.seen.Header.Set(stored.TagCount, count)
 		}
 		_, err = o.Next(c.Context())
 		o.Close()
@@ -135,7 +132,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	}
 	header.Set("X-Amz-Copy-Source", copySourceHeader(c.source.Object, c.source.Version))
 	header.Set("X-Amz-Copy-Source-If-Match", c.seen.ETag)
-	if isRGW(c.seen.Header) {
+	if stored.IsRGW(c.seen.Header) {
 		header.Set("X-Amz-Copy-If-Match", c.seen.ETag) // under this name RGW honors it
 	}
 	header.Set("X-Amz-Metadata-Directive", "REPLACE") // the envelope is metadata

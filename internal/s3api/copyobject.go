@@ -160,7 +160,7 @@ func (c *objectCopy) onCondition(header http.Header) {
 // etagForPut returns an ETag for If-Match of PutObject. RGW 16 compares it
 // with quotes to one without.
 func (c *objectCopy) etagForPut(etag string) string {
-	if isRGW(c.seen.Header) {
+	if stored.IsRGW(c.seen.Header) {
 		return unquote(etag)
 	}
 	return etag
