@@ -44,8 +44,8 @@ const confirmTimeout = 30 * time.Second
 // shows whether the two belong together. version is that of the copy, if
 // the store has sent it.
 //
-// If the copy has a flaw, the error is errSourceChanged: the next attempt
-// reads the source and overwrites the copy.
+// If the copy has a flaw, the error is errCopyAgain: the next attempt reads
+// the source and overwrites the copy.
 func (s *Server) confirmCopy(c *objectCopy, e *crypt.Envelope, version string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), confirmTimeout)
 	defer cancel()
@@ -68,7 +68,7 @@ func (s *Server) confirmCopy(c *objectCopy, e *crypt.Envelope, version string) e
 	}
 
 	if c.flaw != nil {
-		return fmt.Errorf("%w: %w", errSourceChanged, c.flaw.why)
+		return fmt.Errorf("%w: %w", errCopyAgain, c.flaw.why)
 	}
 	return err
 }

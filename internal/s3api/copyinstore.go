@@ -1,6 +1,7 @@
 package s3api
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -18,16 +19,18 @@ import (
 //     directory markers either.
 //   - A copy onto itself. If another client overwrites the object before the
 //     store copies it, the new body would lose its envelope.
-//   - A copy of which the store has already made something else, or whose
+//   - A copy that the store has refused, or made something else of, or whose
 //     source is overwritten all the time.
 //   - Tags at RGW, which drops them from a copy with new metadata.
 //   - A copy to a storage class from which it cannot be read at once.
 func (c *objectCopy) isLeftToStore() bool {
 	class := c.Header.Get("X-Amz-Storage-Class")
 	switch {
-	case c.seen.Envelope == nil || c.seen.Stored == 0, c.isOntoItself(), c.flaw != nil, c.attempt >= storeAttempts:
+	case c.seen.Envelope == nil, c.seen.Stored == 0, c.isOntoItself():
 		return false
-	case stored.IsRGW(c.seen.Header) && c.wantedTags() > 0, class == "GLACIER" || class == "DEEP_ARCHIVE":
+	case c.flaw != nil, c.refused, c.attempt >= storeAttempts:
+		return false
+	case stored.IsRGW(c.seen.Header) && c.wantedTags() > 0, class == "GLACIER", class == "DEEP_ARCHIVE":
 		return false
 	}
 	return true
@@ -145,6 +148,14 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	etag, _, _ := element(body, "ETag")
 	modified, _, _ := element(body, "LastModified")
 	result.etag, result.modified = string(etag), string(modified)
+
+	// RGW does not copy what is encrypted with a key of its own KMS. And it
+	// does not see the encryption that a CopyObject asks for when a bucket
+	// policy demands it; it does so for PutObject.
+	if hasCode(err, "NotImplemented") || hasCode(err, "AccessDenied") && stored.IsRGW(c.seen.Header) {
+		c.refused = true
+		return answer, result, fmt.Errorf("%w: %w", errCopyAgain, err)
+	}
 	return answer, result, c.writeError(err)
 }
 

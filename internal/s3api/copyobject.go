@@ -31,6 +31,7 @@ type objectCopy struct {
 
 	flaw          *flaw // what the store made of an earlier attempt; nil for none
 	unconditional bool  // the store does not implement If-Match: see onCondition
+	refused       bool  // the store does not copy this object: see sendEnvelope
 }
 
 // copyAttempts limits how often a copy starts over because its source was
@@ -41,9 +42,9 @@ const (
 	storeAttempts = 3
 )
 
-// errSourceChanged means that the source is no longer the object that was
-// seen.
-var errSourceChanged = errors.New("the source has changed")
+// errCopyAgain means that the copy must start over, usually because the
+// source is no longer the object that was seen.
+var errCopyAgain = errors.New("the copy starts over")
 
 // copyObject copies an object in one of two ways. The store copies a
 // single-PUT object: the body does not change, and its data key is wrapped
@@ -81,15 +82,15 @@ func (s *Server) copyObject(c *call) error {
 
 	copied := &objectCopy{call: c, asked: q, choice: choice, wanted: wanted}
 	for copied.attempt = range copyAttempts {
-		if err = s.copyOnce(copied); !errors.Is(err, errSourceChanged) {
+		if err = s.copyOnce(copied); !errors.Is(err, errCopyAgain) {
 			return s.withdraw(copied, err)
 		}
 	}
 	return s.withdraw(copied, fmt.Errorf("%w: %w", stored.ErrOverwritten, err))
 }
 
-// copyOnce copies what the source is now. Its error is errSourceChanged if
-// the source is overwritten before the copy is complete.
+// copyOnce copies what the source is now. Its error is errCopyAgain if the
+// source is overwritten before the copy is complete.
 func (s *Server) copyOnce(c *objectCopy) (err error) {
 	if c.seen, err = s.inspectSource(c.call, c.asked); err != nil {
 		return err
@@ -122,7 +123,7 @@ func (c *objectCopy) readSource(r *stored.Range) (*stored.Object, error) {
 // source has not changed.
 func sourceError(err error) error {
 	if hasCode(err, "PreconditionFailed") || errors.Is(err, stored.ErrOverwritten) {
-		return fmt.Errorf("%w: %w", errSourceChanged, err)
+		return fmt.Errorf("%w: %w", errCopyAgain, err)
 	}
 	return err
 }
@@ -180,7 +181,7 @@ func (c *objectCopy) writeError(err error) error {
 	case !changed:
 		return err
 	}
-	return fmt.Errorf("%w: %w", errSourceChanged, err)
+	return fmt.Errorf("%w: %w", errCopyAgain, err)
 }
 
 // checkDirectives refuses directives other than COPY and REPLACE.

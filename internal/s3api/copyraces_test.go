@@ -400,6 +400,47 @@ func TestTagsOfACopyThatTheStoreDrops(t *testing.T) {
 	}
 }
 
+// If the store does not copy an object, it is read and sealed again. RGW does
+// so with objects under a key of its own KMS.
+func TestCopyThatTheStoreRefuses(t *testing.T) {
+	for name, row := range map[string]struct {
+		code   string
+		status int
+		rgw    bool
+		want   string
+	}{
+		"not implemented":         {code: "NotImplemented", status: http.StatusNotImplemented},
+		"by the policy, at RGW":   {code: "AccessDenied", status: http.StatusForbidden, rgw: true},
+		"by the policy elsewhere": {code: "AccessDenied", status: http.StatusForbidden, want: "AccessDenied"},
+		"overloaded":              {code: "SlowDown", status: http.StatusServiceUnavailable, want: "SlowDown"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProxy(t)
+			p.put("source", []byte("text"))
+			copies := 0
+			p.origin.set(func(r *http.Request) (*http.Response, error) {
+				if r.Header.Get("X-Amz-Copy-Source") == "" {
+					return nil, nil
+				}
+				copies++
+				return errorAnswer(r, row.status, row.code), nil
+			}, func(resp *http.Response) {
+				if row.rgw && resp.Request.Method == http.MethodHead {
+					resp.Header.Set("X-Rgw-Object-Type", "Normal")
+				}
+			})
+
+			_, err := p.copy("source", "copy")
+			if row.want != "" && code(err) != row.want || row.want == "" && err != nil || copies != 1 {
+				t.Errorf("%v after %d copies, want %q", err, copies, row.want)
+			}
+			if row.want == "" && string(p.mustGet("copy")) != "text" {
+				t.Error("another text")
+			}
+		})
+	}
+}
+
 // errorAnswer returns a store's error.
 func errorAnswer(r *http.Request, status int, code string) *http.Response {
 	return &http.Response{
