@@ -112,6 +112,7 @@ func openOrigin(
 		Region:      cfg.Origin.Region,
 		Credentials: credentials,
 		PathStyle:   cfg.Origin.PathStyle,
+		SSE:         origin.SSE(cfg.Origin.SSE),
 		Trailers:    cfg.Origin.ChecksumTrailer,
 		Now:         time.Now,
 		Transport:   transport,

@@ -75,7 +75,7 @@ func TestDefaults(t *testing.T) {
 		AdminListen: "127.0.0.1:9001",
 		Origin: config.Origin{
 			Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true, ChecksumTrailer: true,
-			ETagPartCount:  true,
+			ETagPartCount: true, SSE: config.SSE{Algorithm: "none"},
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
 		Clients: []config.Client{{
