@@ -116,16 +116,23 @@ func (c *objectCopy) readSource(r *stored.Range) (*stored.Object, error) {
 	q := c.source
 	q.Range = r
 	o, err := c.reader.Get(c.Context(), q)
-	return o, sourceError(err)
+	return o, c.sourceError(err)
 }
 
 // sourceError converts the error of a request with the condition that the
 // source has not changed.
-func sourceError(err error) error {
-	if hasCode(err, "PreconditionFailed") || errors.Is(err, stored.ErrOverwritten) {
+func (c *objectCopy) sourceError(err error) error {
+	if c.lostRace(err) || errors.Is(err, stored.ErrOverwritten) {
 		return fmt.Errorf("%w: %w", errCopyAgain, err)
 	}
 	return err
+}
+
+// lostRace reports whether the store refused a condition because of another
+// client's write. RGW answers 500 UnknownError if that write is not complete.
+func (c *objectCopy) lostRace(err error) bool {
+	return hasCode(err, "PreconditionFailed", "ConditionalRequestConflict") ||
+		hasCode(err, "UnknownError") && stored.IsRGW(c.seen.Header)
 }
 
 // isOntoItself reports whether the current object is to be replaced by its
@@ -169,11 +176,11 @@ func (c *objectCopy) etagForPut(etag string) string {
 
 // writeError converts the error of the request that writes the copy.
 func (c *objectCopy) writeError(err error) error {
-	changed := hasCode(err, "PreconditionFailed", "ConditionalRequestConflict")
+	changed := c.lostRace(err)
 	switch {
 	case c.hasCondition():
-		if changed && c.flaw != nil {
-			c.flaw.gone = c.flaw.etag != ""
+		if c.flaw != nil && c.flaw.etag != "" {
+			c.flaw.gone = hasCode(err, "PreconditionFailed")
 		}
 		return err
 	case hasCode(err, "NotImplemented") && c.isOntoItself() && !c.unconditional:

@@ -441,6 +441,60 @@ func TestCopyThatTheStoreRefuses(t *testing.T) {
 	}
 }
 
+// RGW answers 500 UnknownError if another client is just writing the object
+// that a condition names. The copy starts over; elsewhere it is an error.
+func TestCopyThatLosesARaceAtRGW(t *testing.T) {
+	for name, row := range map[string]struct {
+		rgw     bool
+		from    string
+		breaks  string // method of the request with the error
+		tagging bool
+		want    string
+	}{
+		"reading the source":             {rgw: true, from: "source", breaks: http.MethodGet},
+		"reading the source elsewhere":   {from: "source", breaks: http.MethodGet, want: "UnknownError"},
+		"copying":                        {rgw: true, from: "source", breaks: http.MethodPut},
+		"copying onto itself":            {rgw: true, from: "copy", breaks: http.MethodPut},
+		"copying onto itself elsewhere":  {from: "copy", breaks: http.MethodPut, want: "UnknownError"},
+		"reading a source with its tags": {rgw: true, from: "source", tagging: true, breaks: http.MethodGet},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProxy(t)
+			p.put(row.from, []byte("text"), func(in *s3.PutObjectInput) {
+				if row.tagging {
+					in.Tagging = aws.String("a=1")
+				}
+			})
+			var once sync.Once
+			p.origin.set(func(r *http.Request) (resp *http.Response, _ error) {
+				if r.Method == row.breaks {
+					once.Do(func() { resp = errorAnswer(r, http.StatusInternalServerError, "UnknownError") })
+				}
+				return resp, nil
+			}, func(resp *http.Response) {
+				if row.rgw && resp.Request.Method == http.MethodHead {
+					resp.Header.Set("X-Rgw-Object-Type", "Normal")
+				}
+			})
+			p.origin.condition = func(r *http.Request) {
+				if etag := r.Header.Get("If-Match"); row.rgw && r.Method == http.MethodPut && etag != "" {
+					r.Header.Set("If-Match", `"`+etag+`"`)
+				}
+			}
+
+			_, err := p.copy(row.from, "copy", func(in *s3.CopyObjectInput) {
+				in.MetadataDirective = types.MetadataDirectiveReplace
+			})
+			if row.want != "" && code(err) != row.want || row.want == "" && err != nil {
+				t.Errorf("%v, want %q", err, row.want)
+			}
+			if row.want == "" && string(p.mustGet("copy")) != "text" {
+				t.Error("another text")
+			}
+		})
+	}
+}
+
 // errorAnswer returns a store's error.
 func errorAnswer(r *http.Request, status int, code string) *http.Response {
 	return &http.Response{

@@ -140,7 +140,7 @@ func (s *Server) carryTags(c *objectCopy, header http.Header) error {
 	}
 	header.Set("X-Amz-Tagging", tags)
 	_, err = c.reader.Look(c.Context(), c.source)
-	return sourceError(err)
+	return c.sourceError(err)
 }
 
 // copiedSums returns the checksums of the source that also fit its copy.
