@@ -690,7 +690,7 @@ func (m *move) hook(before func(*http.Request)) string {
 		},
 		Transport: origin.New(origin.Config{
 			Endpoint: target, Region: "us-east-1", PathStyle: true, Now: time.Now,
-			Uploads: origin.Always(origin.Uploads{Trailer: true, PartChecksums: true}),
+			Uploads:     origin.Always(origin.Uploads{Trailer: true, PartChecksums: true}),
 			Transport:   http.DefaultTransport,
 			Credentials: credentials.NewStaticCredentialsProvider(proxytest.AccessKey, proxytest.SecretKey, ""),
 		}),

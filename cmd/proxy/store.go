@@ -68,6 +68,7 @@ func openStore(
 			Region:      cfg.Origin.Region,
 			Credentials: credentials,
 			PathStyle:   cfg.Origin.PathStyle,
+			SSE:         origin.SSE(cfg.Origin.SSE),
 			Uploads:     uploads,
 			Now:         time.Now,
 			Transport:   transport,

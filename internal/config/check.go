@@ -80,10 +80,30 @@ func (d *decoder) checkOrigin(o *Origin) {
 	}
 
 	d.checkAccessKey(&o.AccessKey, "origin.access_key")
+	d.checkSSE(&o.SSE)
 	d.checkRange(&o.ConnectTimeout, "origin.connect_timeout", 100*time.Millisecond, time.Minute)
 	d.checkRange(&o.ResponseTimeout, "origin.response_timeout", time.Second, time.Hour)
 	d.checkRange(&o.IdleTimeout, "origin.idle_timeout", time.Second, time.Hour)
 }
+
+func (d *decoder) checkSSE(s *SSE) {
+	ofKMS := s.Algorithm == "aws:kms" || s.Algorithm == "aws:kms:dsse"
+	switch {
+	case s.KeyID != "" && !ofKMS:
+		d.fail(&s.KeyID, "origin.sse.key_id needs origin.sse.algorithm aws:kms or aws:kms:dsse")
+	case len(s.KeyID) > maxStoreKeyID || strings.ContainsFunc(s.KeyID, isNotPrintable):
+		d.fail(&s.KeyID, "origin.sse.key_id must be the id, ARN or alias of a key: at most %d ASCII characters, "+
+			"without spaces", maxStoreKeyID)
+	}
+	if s.BucketKey && s.Algorithm != "aws:kms" {
+		d.fail(&s.BucketKey, "origin.sse.bucket_key needs origin.sse.algorithm aws:kms")
+	}
+}
+
+func isNotPrintable(r rune) bool { return r <= ' ' || r > '~' }
+
+// maxStoreKeyID is the longest key id of AWS KMS, in bytes.
+const maxStoreKeyID = 2048
 
 func (d *decoder) checkClients(clients []Client) {
 	names, accessKeys := make(map[string]*string), make(map[string]*string)

@@ -154,6 +154,24 @@ func TestClientErrors(t *testing.T) {
 			`5:15: origin.secret_key needs an origin.access_key; omit both to use the AWS SDK's default ` +
 				`credential chain`,
 		}},
+		{"an unknown encryption of the store", "  region: us-east-1", "  region: us-east-1\n  sse: {algorithm: AES}", []string{
+			`5:20: origin.sse.algorithm must be one of none, AES256, aws:kms, aws:kms:dsse, not "AES"`,
+		}},
+		{"a key of the store for AES256", "  region: us-east-1", "  region: us-east-1\n" +
+			"  sse: {algorithm: AES256, key_id: k}", []string{
+			`5:36: origin.sse.key_id needs origin.sse.algorithm aws:kms or aws:kms:dsse`,
+		}},
+		{"a key of the store alone", "  region: us-east-1", "  region: us-east-1\n  sse: {key_id: k}", []string{
+			`5:17: origin.sse.key_id needs origin.sse.algorithm aws:kms or aws:kms:dsse`,
+		}},
+		{"a key of the store with a line feed", "  region: us-east-1", "  region: us-east-1\n" +
+			`  sse: {algorithm: "aws:kms", key_id: "k\nX-Amz-Acl: public-read"}`, []string{
+			`5:39: origin.sse.key_id must be the id, ARN or alias of a key: at most 2048 ASCII characters, without spaces`,
+		}},
+		{"a bucket key without aws:kms", "  region: us-east-1", "  region: us-east-1\n" +
+			`  sse: {algorithm: "aws:kms:dsse", bucket_key: true}`, []string{
+			`5:48: origin.sse.bucket_key needs origin.sse.algorithm aws:kms`,
+		}},
 	})
 }
 

@@ -74,8 +74,9 @@ func TestDefaults(t *testing.T) {
 		Listen:      "127.0.0.1:9000",
 		AdminListen: "127.0.0.1:9001",
 		Origin: config.Origin{
-			Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true, ChecksumTrailer: config.Auto, TruncatedUploads: config.Refuse,
-			ETagPartCount:  config.Auto,
+			Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true,
+			ChecksumTrailer: config.Auto, TruncatedUploads: config.Refuse, ETagPartCount: config.Auto,
+			SSE:            config.SSE{Algorithm: "none"},
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
 		Clients: []config.Client{{

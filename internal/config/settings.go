@@ -110,6 +110,9 @@ type Origin struct {
 	// part that the proxy appends to an object whose last part is shorter.
 	// Default false.
 	UniformParts bool `yaml:"uniform_parts"`
+	// SSE asks for the store's own encryption. By default, requests ask for
+	// none, and the default of the bucket applies.
+	SSE SSE `yaml:"sse"`
 	// CAFile is a PEM file with the certificate authorities for the store.
 	// It is reloaded when it changes. Empty means the file in the
 	// environment variable AWS_CA_BUNDLE, otherwise those of the system.
@@ -125,6 +128,19 @@ type Origin struct {
 	// IdleTimeout limits the time without any byte from or to the store
 	// during a request or a response. 1s to 1h, default 30s.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
+}
+
+// SSE is what the proxy asks of the store's own encryption when it writes an
+// object, for buckets whose policy denies other writes.
+type SSE struct {
+	// Algorithm is sent as x-amz-server-side-encryption, except none, the
+	// default.
+	Algorithm string `yaml:"algorithm" values:"none AES256 aws:kms aws:kms:dsse"`
+	// KeyID is the key in the store's KMS, for aws:kms and aws:kms:dsse. If
+	// empty, the store chooses it.
+	KeyID string `yaml:"key_id"`
+	// BucketKey asks for an S3 Bucket Key, for aws:kms. Default false.
+	BucketKey bool `yaml:"bucket_key"`
 }
 
 // Client is a user of the proxy. Its credentials are valid only at the
@@ -501,6 +517,7 @@ func defaults() *Config {
 		AdminListen: "127.0.0.1:9001",
 		Origin: Origin{
 			PathStyle: true, ChecksumTrailer: Auto, TruncatedUploads: Refuse, ETagPartCount: Auto,
+			SSE:            SSE{Algorithm: "none"},
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
 		Encryption: Encryption{PlaintextObjects: Deny, CustomerKeys: Deny},

@@ -6,6 +6,7 @@
 // so unknown headers and query parameters pass through.
 //
 //	origin.go     addressing and signing
+//	sse.go        asking for the store's own encryption
 //	trailer.go    uploads with a checksum in a trailer
 //	transport.go  timeouts
 //
@@ -38,6 +39,7 @@ type Config struct {
 	Region      string   // region in signatures
 	Credentials aws.CredentialsProvider
 	PathStyle   bool // bucket in the path rather than in the host name
+	SSE         SSE  // what the store's own encryption is asked for
 	// Uploads says how bodies are sent to a bucket. If it returns an error,
 	// the request fails. nil means Always(Uploads{}).
 	Uploads   func(ctx context.Context, bucket string) (Uploads, error)
@@ -112,6 +114,7 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme = o.cfg.Endpoint.Scheme
 	out.URL.Host = o.cfg.Endpoint.Host
+	o.cfg.SSE.askFor(out) // while the bucket is in the path
 
 	if !o.cfg.PathStyle {
 		moveBucketToHost(out.URL)

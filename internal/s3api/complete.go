@@ -42,8 +42,8 @@ func (s *Server) completeMultipartUpload(c *call) error {
 
 	// Before the list is parsed: S3 returns NoSuchUpload first.
 	have, err := s.storedParts(c)
-	if hasCode(err, "NoSuchUpload") {
-		return s.completedBefore(c, body, err)
+	if hasCode(err, "NoSuchUpload", "NoSuchKey") { // RGW says NoSuchKey
+		return s.completedBefore(c, body, c.noSuchUpload(err))
 	}
 	if err != nil {
 		return err
@@ -447,8 +447,24 @@ func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, k
 	return c.answerXML(body)
 }
 
+// noSuchUpload returns S3's error for an upload that does not exist.
+func (c *call) noSuchUpload(err error) *Error {
+	return &Error{
+		Code: "NoSuchUpload",
+		Message: "The specified multipart upload does not exist. " +
+			"The upload ID may be invalid, or the upload may have been aborted or completed.",
+		Details: [][2]string{{"UploadId", c.upload.shown}},
+		cause:   err,
+	}
+}
+
 // completedBefore answers a repeated CompleteMultipartUpload, whose upload
-// no longer exists. The object itself shows from which upload it was made.
+// no longer exists: a client repeats the request if it did not get the
+// answer. The stores differ. Amazon S3 answers 200 again, versitygw does so
+// without a look at the object, and MinIO answers NoSuchUpload. RGW answers
+// 200 if the object has the ETag that follows from the list; but the list
+// would need the part that the proxy has appended. So the proxy looks at the
+// object itself, which shows from which parts of which upload it was made.
 func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
 	o, err := c.reader.Head(c.Context(), q)

@@ -1,6 +1,7 @@
 package s3api
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -10,6 +11,30 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
+
+// isLeftToStore reports whether the store is to copy the object by itself.
+// What cannot be verified or mended afterwards is read and sealed again:
+//
+//   - An object without an envelope of its own. Some stores do not copy
+//     directory markers either.
+//   - A copy onto itself. If another client overwrites the object before the
+//     store copies it, the new body would lose its envelope.
+//   - A copy that the store has refused, or made something else of, or whose
+//     source is overwritten all the time.
+//   - Tags at RGW, which drops them from a copy with new metadata.
+//   - A copy to a storage class from which it cannot be read at once.
+func (c *objectCopy) isLeftToStore() bool {
+	class := c.Header.Get("X-Amz-Storage-Class")
+	switch {
+	case c.seen.Envelope == nil, c.seen.Stored == 0, c.isOntoItself():
+		return false
+	case c.flaw != nil, c.refused, c.attempt >= storeAttempts:
+		return false
+	case stored.IsRGW(c.seen.Header) && c.wantedTags() > 0, class == "GLACIER", class == "DEEP_ARCHIVE":
+		return false
+	}
+	return true
+}
 
 // copyInStore makes the store copy a single-PUT object, with a new envelope
 // for its new name.
@@ -40,7 +65,11 @@ func (s *Server) copyInStore(c *objectCopy) error {
 
 	stop := s.keepAlive(c.call)
 	answer, result, err := s.sendEnvelope(c, &fresh, lease)
+	if err == nil {
+		err = s.confirmCopy(c, &fresh, answer.Get("X-Amz-Version-Id"))
+	}
 	stop()
+
 	if err != nil {
 		return err
 	}
@@ -50,20 +79,24 @@ func (s *Server) copyInStore(c *objectCopy) error {
 // readEnds verifies the first and the last segment of a source that the
 // store copies. Damage between them is found when the copy is read.
 func readEnds(c *objectCopy, size int64) error {
-	q, ends := c.source, []int64{0}
+	ends := []int64{0}
 	if size > crypt.SegmentSize {
 		ends = append(ends, size-1)
 	}
 
 	for _, at := range ends {
+		var first *stored.Range
 		if size > 0 {
-			q.Range = stored.Bytes(at, 1)
+			first = stored.Bytes(at, 1)
 		}
-		o, err := c.reader.Get(c.Context(), q)
+		o, err := c.readSource(first)
 		if err != nil {
 			return err
 		}
 
+		if count := o.Header.Get(stored.TagCount); count != "" { // Amazon S3 documents it for GET only
+			c.seen.Header.Set(stored.TagCount, count)
+		}
 		_, err = o.Next(c.Context())
 		o.Close()
 		if err != nil && err != io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
@@ -102,6 +135,9 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	}
 	header.Set("X-Amz-Copy-Source", copySourceHeader(c.source.Object, c.source.Version))
 	header.Set("X-Amz-Copy-Source-If-Match", c.seen.ETag)
+	if stored.IsRGW(c.seen.Header) {
+		header.Set("X-Amz-Copy-If-Match", c.seen.ETag) // under this name RGW honors it
+	}
 	header.Set("X-Amz-Metadata-Directive", "REPLACE") // the envelope is metadata
 
 	if c.replaces("Tagging") {
@@ -112,7 +148,15 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	etag, _, _ := element(body, "ETag")
 	modified, _, _ := element(body, "LastModified")
 	result.etag, result.modified = string(etag), string(modified)
-	return answer, result, err
+
+	// RGW does not copy what is encrypted with a key of its own KMS. And it
+	// does not see the encryption that a CopyObject asks for when a bucket
+	// policy demands it; it does so for PutObject.
+	if hasCode(err, "NotImplemented") || hasCode(err, "AccessDenied") && stored.IsRGW(c.seen.Header) {
+		c.refused = true
+		return answer, result, fmt.Errorf("%w: %w", errCopyAgain, err)
+	}
+	return answer, result, c.writeError(err)
 }
 
 // copySourceHeader returns x-amz-copy-source for the store.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -19,16 +20,39 @@ import (
 // objectCopy is a CopyObject request while it is being served.
 type objectCopy struct {
 	*call
-	source stored.Request      // the version that seen describes, and no other
-	seen   *stored.Seen        // what was found out about the source
+	asked  stored.Request      // the source, with the client's conditions
 	choice keyring.Choice      // of the key for the copy
 	wanted *checksum.Algorithm // the checksum of the copy; nil to keep that of the source
+
+	// The present attempt, from 0.
+	attempt int
+	source  stored.Request // the version that seen describes, and no other
+	seen    *stored.Seen   // what was found out about the source
+
+	flaw          *flaw // what the store made of an earlier attempt; nil for none
+	unconditional bool  // the store does not implement If-Match: see onCondition
+	refused       bool  // the store does not copy this object: see sendEnvelope
 }
+
+// copyAttempts limits how often a copy starts over because its source was
+// overwritten. Of these, the store is asked to copy storeAttempts times:
+// between HEAD and GET there is less time for an overwrite.
+const (
+	copyAttempts  = 8
+	storeAttempts = 3
+)
+
+// errCopyAgain means that the copy must start over, usually because the
+// source is no longer the object that was seen.
+var errCopyAgain = errors.New("the copy starts over")
 
 // copyObject copies an object in one of two ways. The store copies a
 // single-PUT object: the body does not change, and its data key is wrapped
 // for the new name (copyinstore.go). Other objects are read, and sealed as a
 // single-PUT object (copyreseal.go).
+//
+// If the source is overwritten meanwhile, the copy starts over: the copy is
+// one of the object before or of the object after, and never a mixture.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
 func (s *Server) copyObject(c *call) error {
 	choice, err := c.encryption()
@@ -56,24 +80,115 @@ func (s *Server) copyObject(c *call) error {
 		return err
 	}
 
-	seen, err := s.inspectSource(c, q)
-	if err != nil {
+	copied := &objectCopy{call: c, asked: q, choice: choice, wanted: wanted}
+	for copied.attempt = range copyAttempts {
+		if err = s.copyOnce(copied); !errors.Is(err, errCopyAgain) {
+			return s.withdraw(copied, err)
+		}
+	}
+	return s.withdraw(copied, fmt.Errorf("%w: %w", stored.ErrOverwritten, err))
+}
+
+// copyOnce copies what the source is now. Its error is errCopyAgain if the
+// source is overwritten before the copy is complete.
+func (s *Server) copyOnce(c *objectCopy) (err error) {
+	if c.seen, err = s.inspectSource(c.call, c.asked); err != nil {
 		return err
 	}
 
-	q.Header = http.Header{"If-Match": {seen.ETag}}
+	c.source = c.asked
+	c.source.Header = http.Header{"If-Match": {c.seen.ETag}}
 	if owner := c.Header.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
-		q.Header.Set("X-Amz-Expected-Bucket-Owner", owner)
+		c.source.Header.Set("X-Amz-Expected-Bucket-Owner", owner)
 	}
-	if version := seen.Header.Get("X-Amz-Version-Id"); version != "" {
+	if version := c.seen.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
 
-	copied := &objectCopy{call: c, source: q, seen: seen, choice: choice, wanted: wanted}
-	if seen.Envelope != nil && seen.Stored > 0 { // some stores do not copy directory markers
-		return s.copyInStore(copied)
+	if c.isLeftToStore() {
+		return s.copyInStore(c)
 	}
-	return s.resealCopy(copied)
+	return s.resealCopy(c)
+}
+
+// readSource reads the object that was seen.
+func (c *objectCopy) readSource(r *stored.Range) (*stored.Object, error) {
+	q := c.source
+	q.Range = r
+	o, err := c.reader.Get(c.Context(), q)
+	return o, c.sourceError(err)
+}
+
+// sourceError converts the error of a request with the condition that the
+// source has not changed.
+func (c *objectCopy) sourceError(err error) error {
+	if c.lostRace(err) || errors.Is(err, stored.ErrOverwritten) {
+		return fmt.Errorf("%w: %w", errCopyAgain, err)
+	}
+	return err
+}
+
+// lostRace reports whether the store refused a condition because of another
+// client's write. RGW answers 500 UnknownError if that write is not complete.
+func (c *objectCopy) lostRace(err error) bool {
+	return hasCode(err, "PreconditionFailed", "ConditionalRequestConflict") ||
+		hasCode(err, "UnknownError") && stored.IsRGW(c.seen.Header)
+}
+
+// isOntoItself reports whether the current object is to be replaced by its
+// own copy.
+func (c *objectCopy) isOntoItself() bool {
+	return c.asked.Object == c.object() && (c.asked.Version == "" || c.asked.Version == nullVersion)
+}
+
+// nullVersion is the id of the version that a write replaces in a bucket
+// that does not keep versions.
+const nullVersion = "null"
+
+// hasCondition reports whether the client has a condition on the
+// destination.
+func (c *call) hasCondition() bool {
+	return c.Header.Get("If-Match") != "" || c.Header.Get("If-None-Match") != ""
+}
+
+// onCondition sets the condition on the destination. An object must not be
+// replaced by a copy of what it was before, if the store can tell. And the
+// client's condition is already fulfilled if the object there is the flawed
+// copy.
+func (c *objectCopy) onCondition(header http.Header) {
+	switch {
+	case c.hasCondition() && c.flaw != nil && c.flaw.etag != "":
+		header.Del("If-None-Match")
+		header.Set("If-Match", c.etagForPut(c.flaw.etag))
+	case !c.hasCondition() && c.isOntoItself() && !c.unconditional:
+		header.Set("If-Match", c.etagForPut(c.seen.ETag))
+	}
+}
+
+// etagForPut returns an ETag for If-Match of PutObject. RGW 16 compares it
+// with quotes to one without.
+func (c *objectCopy) etagForPut(etag string) string {
+	if stored.IsRGW(c.seen.Header) {
+		return unquote(etag)
+	}
+	return etag
+}
+
+// writeError converts the error of the request that writes the copy.
+func (c *objectCopy) writeError(err error) error {
+	changed := c.lostRace(err)
+	switch {
+	case c.hasCondition():
+		if c.flaw != nil && c.flaw.etag != "" {
+			c.flaw.gone = hasCode(err, "PreconditionFailed")
+		}
+		return err
+	case hasCode(err, "NotImplemented") && c.isOntoItself() && !c.unconditional:
+		c.unconditional = true
+	case !changed:
+		return err
+	}
+	return fmt.Errorf("%w: %w", errCopyAgain, err)
 }
 
 // checkDirectives refuses directives other than COPY and REPLACE.
@@ -144,7 +259,7 @@ func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) 
 func wantedSums(c *objectCopy, sums digests) (digests, error) {
 	digest, ok := sums[c.wanted.ID]
 	if !ok {
-		source, err := c.reader.Get(c.Context(), c.source)
+		source, err := c.readSource(nil)
 		if err != nil {
 			return nil, err
 		}
@@ -168,8 +283,9 @@ var notCopied = []string{
 
 // copiedHeader returns the headers of the copy: the source's or the
 // request's, depending on the directives, and the envelope.
-func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {
+func (c *objectCopy) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {
 	header := c.requestHeader()
+	c.onCondition(header)
 	if !c.replaces("Tagging") {
 		header.Del("X-Amz-Tagging")
 	}

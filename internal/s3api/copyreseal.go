@@ -17,7 +17,7 @@ const maxCopy = 5 << 30
 // single-PUT object.
 func (s *Server) resealCopy(c *objectCopy) error {
 	c.reseals = true
-	source, err := c.reader.Get(c.Context(), c.source)
+	source, err := c.readSource(nil)
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (s *Server) sealCopyWith(c *objectCopy, lease *keyring.DataKey, sums digest
 
 // sealCopyAgain is sealCopy with a new read of the source.
 func (s *Server) sealCopyAgain(c *objectCopy, lease *keyring.DataKey, sums digests) (http.Header, error) {
-	source, err := c.reader.Get(c.Context(), c.source)
+	source, err := c.readSource(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ func (s *Server) sealCopy(
 	up := &upload{sealer: sealer, c: c.call, lease: lease.Lease, size: crypt.StoredSize(source.Length)}
 	resp, err := s.sendSealed(c.call, header, up)
 	if err != nil {
-		return nil, err
+		return nil, c.writeError(err)
 	}
 	closeBody(resp)
 	return resp.Header, nil
@@ -128,11 +128,19 @@ func (s *Server) resealedHeader(
 	if err != nil || c.replaces("Tagging") {
 		return header, err
 	}
+	return header, s.carryTags(c, header)
+}
+
+// carryTags adds the source's tags to header. They are not part of the answer
+// from which the body comes, so they may be those of another object.
+func (s *Server) carryTags(c *objectCopy, header http.Header) error {
 	tags, err := c.reader.Tags(c.Context(), c.source)
-	if tags != "" {
-		header.Set("X-Amz-Tagging", tags)
+	if tags == "" {
+		return err
 	}
-	return header, err
+	header.Set("X-Amz-Tagging", tags)
+	_, err = c.reader.Look(c.Context(), c.source)
+	return c.sourceError(err)
 }
 
 // copiedSums returns the checksums of the source that also fit its copy.

@@ -21,7 +21,7 @@
 // # Where things are
 //
 //	objects     get.go put.go attributes.go delete.go restore.go
-//	copies      copysource.go copyobject.go copyinstore.go copyreseal.go partcopy.go
+//	copies      copysource.go copyobject.go copyinstore.go copyconfirm.go copyreseal.go partcopy.go
 //	uploads     multipart.go complete.go uploadref.go (ids) uploads.go (data keys)
 //	forms       post.go postform.go
 //	buckets     bucket.go list.go listsizes.go encryption.go acl.go admin.go cors.go

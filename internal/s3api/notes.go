@@ -53,8 +53,8 @@ var notes = map[string]string{
 	"PutBucketEncryption": "chooses one of the proxy's KMS keys, if `bucket_defaults_file` is configured; " +
 		"encryption without a KMS key is refused, and the store's own encryption does not change",
 	"DeleteBucketEncryption": "the proxy's rules decide again",
-	"CopyObject": "a single-PUT object is copied within the store, with a new envelope; a multipart object is " +
-		"decrypted and encrypted again. The client needs a grant to read the source",
+	"CopyObject": "a single-PUT object is copied within the store, with a new envelope, and verified; a multipart " +
+		"object, or a copy onto itself, is decrypted and encrypted again. The client needs a grant to read the source",
 	"UploadPartCopy":                  "the source is decrypted and encrypted again. The client needs a grant to read it",
 	"PutBucketLifecycleConfiguration": "a filter by size uses the stored size, which is larger",
 	"PutBucketLogging": "the store writes the logs in plaintext; reading them through the proxy needs " +

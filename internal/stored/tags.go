@@ -13,6 +13,14 @@ import (
 // characters.
 const maxTagging = 64 << 10
 
+// TagCount is the header in which a store says how many tags an object has.
+const TagCount = "X-Amz-Tagging-Count"
+
+// IsRGW recognizes the Ceph Object Gateway by its answer to HEAD. It drops
+// the tags of a copy with new metadata, and the tags that the request for
+// the copy has.
+func IsRGW(h http.Header) bool { return h.Get("X-Rgw-Object-Type") != "" }
+
 // Tags returns the tags of an object in the syntax of the header
 // x-amz-tagging; "" if there are none, or if the store does not support
 // tags.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/xml"
 	"errors"
 	"io"
 	"maps"
@@ -16,12 +15,12 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
-	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -606,63 +605,28 @@ func (f *flipped) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func TestProbe(t *testing.T) {
-	without := func(what func(*http.Request) bool) func(*http.Request) (*http.Response, error) {
-		return func(r *http.Request) (*http.Response, error) {
-			if what(r) {
-				r.Header.Del("If-Match")
-			}
-			return send(r)
-		}
-	}
+func TestSafest(t *testing.T) {
 	for name, row := range map[string]struct {
-		send func(*http.Request) (*http.Response, error)
-		want inplace.Abilities
-		safe rewrap.Method
+		store capability.Set
+		want  rewrap.Method
 	}{
-		"versitygw": {send, inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Put},
-		"as S3": {
-			asCopy(nil, nil),
-			inplace.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
+		"unknown":    {capability.Set{}, rewrap.NoMethod},
+		"versitygw":  {capability.Set{capability.PutIfMatch: capability.Yes}, rewrap.Put},
+		"only parts": {capability.Set{capability.CompleteIfMatch: capability.Yes}, rewrap.NoMethod},
+		"S3": {
+			capability.Set{capability.PutIfMatch: capability.Yes, capability.CopyIfMatch: capability.Yes},
 			rewrap.Copy,
 		},
-		"no conditions": {
-			without(func(*http.Request) bool { return true }), inplace.Abilities{ETagIsMD5: true}, rewrap.NoMethod,
-		},
-		"not on Complete": {
-			without(func(r *http.Request) bool { return r.Method == http.MethodPost }),
-			inplace.Abilities{PutIfMatch: true, ETagIsMD5: true},
-			rewrap.Put,
+		"Ceph 16": {
+			capability.Set{capability.PutIfMatch: capability.No, capability.CopyIfMatch: capability.No},
+			rewrap.NoMethod,
 		},
 	} {
-		got, err := storecheck.Abilities(
-			t.Context(),
-			storecheck.Config{Send: row.send, Bucket: bucket, Prefix: "probe/"},
-		)
-		if err != nil || got != row.want || rewrap.Safest(got) != row.safe {
-			t.Errorf("%s: %+v, %v, %v", name, got, rewrap.Safest(got), err)
-		}
-	}
-
-	var list struct{ Contents []struct{ Key string } }
-	r := (&http.Request{
-		Method: http.MethodGet, URL: &url.URL{Path: "/" + bucket, RawQuery: "list-type=2&prefix=probe%2F"},
-		Header: make(http.Header),
-	}).WithContext(
-		t.Context(),
-	)
-
-	resp, err := send(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-
-	if err := xml.NewDecoder(resp.Body).Decode(&list); err != nil || len(list.Contents) > 0 {
-		t.Errorf("left over: %v, %v", list, err)
-	}
-	if _, err := storecheck.Abilities(t.Context(), storecheck.Config{Send: send, Bucket: "no-such-bucket"}); err == nil {
-		t.Error("a bucket that is not there can do something")
+		t.Run(name, func(t *testing.T) {
+			if got := rewrap.Safest(inplace.AbilitiesOf(row.store)); got != row.want {
+				t.Errorf("%v, want %v", got, row.want)
+			}
+		})
 	}
 }
 

@@ -114,6 +114,9 @@ func (m *Mover) copy(ctx context.Context, obj crypt.Object, seen *stored.Seen, h
 	header.Set("X-Amz-Copy-Source", sigv4.EscapePath("/"+obj.Bucket+"/"+obj.Key))
 	header.Set("X-Amz-Copy-Source-If-Match", seen.ETag)
 	header.Set("X-Amz-Metadata-Directive", "REPLACE")
+	if n := seen.Header.Get(stored.TagCount); n != "" && n != "0" && stored.IsRGW(seen.Header) {
+		return fmt.Errorf("the store would drop the object's %s tags from a copy: use --method put", n)
+	}
 	header.Set("X-Amz-Tagging-Directive", "COPY")
 	if m.cfg.Abilities.CopyIfMatch {
 		header.Set("If-Match", seen.ETag)
