@@ -25,6 +25,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // backend is the store and the keys. It is all that commands without a
@@ -114,7 +115,7 @@ func openOrigin(
 		PathStyle:   cfg.Origin.PathStyle,
 		Trailers:    cfg.Origin.ChecksumTrailer,
 		Now:         time.Now,
-		Transport:   transport,
+		Transport:   origin.NewRetrier(transport, origin.RetryConfig{Observe: s3api.RecordRetry}),
 	}), login, nil
 }
 
