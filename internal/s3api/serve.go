@@ -237,6 +237,7 @@ func (s *Server) finish(c *call, err error) {
 	var answer *Error
 	if err != nil {
 		answer = asError(c.Context(), s.nameNotFound(c, err))
+		s.mentionNames(c, answer)
 		c.w.close = c.w.close || answer.Code == "RequestTimeout" || answer.Code == "ClientClosedRequest"
 		if c.w.status != 0 {
 			c.aborted = true
