@@ -4,11 +4,20 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go"
+
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
 // `cmekproxy check` tells a store that is misconfigured, busy or away apart,
@@ -86,4 +95,67 @@ func TestCheckNamesTheFault(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A store that fails for a moment costs a retry, which the metric shows, and
+// no error.
+func TestServeRetriesTheStore(t *testing.T) {
+	store, err := url.Parse(proxytest.ServeStore(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var throttles, asked atomic.Int64
+	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(store)
+		r.Out.Host = r.In.Host // the signature covers it
+	}}
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if throttles.Add(-1) < 0 {
+			through.ServeHTTP(w, r)
+			return
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = io.WriteString(w, "<Error><Code>SlowDown</Code></Error>")
+	}))
+	t.Cleanup(front.Close)
+
+	listen, admin := freePort(t), freePort(t)
+	s := start(t, "serve", "--config", writeConfig(t, front.URL, listen, admin))
+	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+	bucket, key := "bucket", "k"
+	direct := client(store.Host, proxytest.AccessKey, proxytest.SecretKey)
+	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+		t.Fatal(err)
+	}
+
+	app := client(listen, "appkey", "appsecretappsecret")
+	once := func(o *s3.Options) { o.RetryMaxAttempts = 1 }
+	put := func() error {
+		in := &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("text")}
+		_, err := app.PutObject(t.Context(), in, once)
+		return err
+	}
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+
+	throttles.Store(2)
+	out, err := app.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &bucket, Key: &key}, once)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.Body.Close()
+	waitMetric(t, "http://"+admin+"/metrics", `cmekproxy_origin_retries_total{fault="throttled"} 2`)
+
+	// The body of a PUT was streamed.
+	throttles.Store(1)
+	asked.Store(0)
+	var refusal smithy.APIError
+	if err := put(); !errors.As(err, &refusal) || refusal.ErrorCode() != "SlowDown" || asked.Load() != 1 {
+		t.Errorf("a PUT: %v, asked %d times", err, asked.Load())
+	}
+	waitMetric(t, "http://"+admin+"/metrics", `cmekproxy_origin_faults_total{fault="throttled"} 1`)
+	s.end(t)
 }

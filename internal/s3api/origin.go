@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
@@ -96,17 +98,50 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 			s.countFault(storefault.Of(err))
 			return nil, err
 		}
+		s.trusted.note(s.Now())
 		return resp, nil
 	}
 	defer closeBody(resp)
 
 	failure, fault := c.originError(r, resp)
-	if r.Method == http.MethodHead && fault == nil &&
-		(resp.StatusCode == http.StatusBadRequest || resp.StatusCode == http.StatusForbidden) {
+	if r.Method == http.MethodHead && fault == nil && s.isAmbiguous(resp.StatusCode) {
 		return nil, s.repeatAsGet(c, r, failure)
 	}
 	s.countFault(fault)
 	return nil, failure
+}
+
+// isAmbiguous reports whether a refusal of a HEAD with this status may be one
+// of the proxy's own credentials. versitygw answers 404 for an unknown access
+// key. It is costly to ask about each 404, so they count only while the store
+// does not accept the credentials for other requests.
+func (s *Server) isAmbiguous(status int) bool {
+	switch status {
+	case http.StatusBadRequest, http.StatusForbidden:
+		return true
+	case http.StatusNotFound:
+		return !s.trusted.isRecent(s.Now())
+	default:
+		return false
+	}
+}
+
+// trust is when the store last accepted the proxy's credentials. It is safe
+// for concurrent use.
+type trust struct{ at atomic.Int64 } // in Unix nanoseconds; 0 for never
+
+// trustTime is how long an accepted request speaks for the credentials.
+const trustTime = time.Minute
+
+func (t *trust) note(now time.Time) {
+	if !t.isRecent(now.Add(trustTime / 2)) { // seldom, because all cores share it
+		t.at.Store(now.UnixNano())
+	}
+}
+
+func (t *trust) isRecent(now time.Time) bool {
+	since := now.Sub(time.Unix(0, t.at.Load()))
+	return since >= 0 && since < trustTime
 }
 
 // countFault counts a fault of the store; nil is none.
@@ -116,10 +151,9 @@ func (s *Server) countFault(fault *storefault.Error) {
 	}
 }
 
-// repeatAsGet returns the reason why the store refused a HEAD with 400 or
-// 403. An answer to HEAD has no body, so repeatAsGet sends a GET. Without
-// it, the client could take a refusal of the proxy's own credentials for one
-// of its own request.
+// repeatAsGet returns the reason why the store refused a HEAD. An answer to
+// HEAD has no body, so repeatAsGet sends a GET. Without it, the client could
+// take a refusal of the proxy's own credentials for one of its own request.
 func (s *Server) repeatAsGet(c *call, head *http.Request, failure *Error) error {
 	r := head.Clone(head.Context())
 	r.Method = http.MethodGet

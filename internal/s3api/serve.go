@@ -59,6 +59,7 @@ type Server struct {
 	uploads *uploadKeys
 
 	fast, slow, unsigned *pool
+	trusted              trust // the proxy's credentials at the store
 
 	// CheckAnswer. A direct call would be an initialization cycle: it needs
 	// the routes, and the routes need the handlers.

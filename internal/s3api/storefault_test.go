@@ -5,10 +5,15 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // storeFaults are the answers of a store, or of something in its place, that
@@ -87,6 +92,12 @@ var storeFaults = []struct {
 	},
 	{
 		"an unknown access key", 403, nil, refusal("InvalidAccessKeyId", ""),
+		500, "InternalError", "",
+		[]string{"origin.access_key"},
+		"credentials",
+	},
+	{
+		"an unknown access key, in versitygw's words", 404, nil, refusal("XAdminUserNotFound", ""),
 		500, "InternalError", "",
 		[]string{"origin.access_key"},
 		"credentials",
@@ -214,6 +225,7 @@ func TestFaultsOfTheStore(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	p.put("k", []byte("text"))
 	b := "/" + p.bucket
+	p.clock.Store(int64(2 * time.Minute)) // since the store has accepted the credentials
 
 	for _, row := range storeFaults {
 		t.Run(row.name, func(t *testing.T) {
@@ -256,6 +268,8 @@ func TestFaultsOfTheStore(t *testing.T) {
 }
 
 // What a store says about the client's own request reaches the client.
+//
+// A 404 to a HEAD is not questioned while the store accepts the credentials.
 func TestRefusalsOfTheRequest(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	for _, row := range []struct {
@@ -277,12 +291,43 @@ func TestRefusalsOfTheRequest(t *testing.T) {
 				a.Code != row.code {
 				t.Errorf("GET: %d %s", a.StatusCode, a.Code)
 			}
+			w.take()
 			if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k"}); a.StatusCode != row.status {
 				t.Errorf("HEAD: %d", a.StatusCode)
+			}
+			if asked := w.take(); row.status != http.StatusForbidden && len(asked) != 1 {
+				t.Errorf("HEAD: the store was asked %q", asked)
 			}
 			if after := w.faults(""); after != before {
 				t.Errorf("it is counted as a fault: %v more", after-before)
 			}
 		})
+	}
+}
+
+// The log says how often requests to the store were repeated.
+func TestRetriesAreLogged(t *testing.T) {
+	p, w := behindNetwork(t, time.Minute)
+	p.put("k", []byte("text"))
+	cfg := proxytest.OriginConfig(origin.NewRetrier(
+		newNetworkTransport(w.late), origin.RetryConfig{Observe: s3api.RecordRetry},
+	))
+	cfg.Endpoint = &url.URL{Scheme: "http", Host: strings.TrimPrefix(w.server.URL, "http://")}
+	p.origin.next = origin.New(cfg)
+
+	left := 2
+	w.set(func(rw http.ResponseWriter, _ *http.Request) bool {
+		if left--; left < 0 {
+			return false
+		}
+		rw.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	})
+	if text := p.mustGet("k"); string(text) != "text" {
+		t.Errorf("%q", text)
+	}
+	lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
+	if !strings.Contains(lines[len(lines)-1], `"origin_retries":2`) || strings.Contains(lines[0], "origin_retries") {
+		t.Errorf("the log has %s", lines)
 	}
 }

@@ -47,13 +47,16 @@ var throttling = map[string]bool{
 var credentialHints = map[string]string{
 	"AccountProblem":        "the account of origin.access_key has a problem: ask the store's operator",
 	"ExpiredToken":          expired,
-	"InvalidAccessKeyId":    "the store does not know origin.access_key: check it, and origin.endpoint",
+	"InvalidAccessKeyId":    unknownKey,
 	"InvalidSecurity":       "check origin.access_key and origin.secret_key",
 	"InvalidToken":          expired,
 	"NotSignedUp":           "the account of origin.access_key may not use the store",
 	"SignatureDoesNotMatch": "check origin.secret_key; something may also change Host or path on the way",
 	"TokenRefreshRequired":  expired,
+	"XAdminUserNotFound":    unknownKey, // of versitygw, with status 404
 }
+
+const unknownKey = "the store does not know origin.access_key: check it, and origin.endpoint"
 
 const expired = "the proxy's temporary credentials for the store have expired or are wrong: renew them"
 
