@@ -323,7 +323,7 @@ func faultError(fault *storefault.Error, code string, status int) *Error {
 	switch {
 	case fault.Kind == storefault.Throttled:
 		e.Code, e.Message = "SlowDown", "The store is throttling. Please reduce your request rate."
-	case fault.Kind == storefault.Foreign && fault.Temporary:
+	case fault.Kind == storefault.Foreign:
 		e.Message = foreignMessage
 	case fault.Kind == storefault.Unavailable && (code != "" || status == http.StatusInternalServerError):
 		return nil

@@ -154,7 +154,7 @@ var storeFaults = []struct {
 		"a redirect to a login page", 302,
 		http.Header{"Location": {"https://login.example/x?secret=1"}},
 		"",
-		500, "InternalError", "",
+		503, "ServiceUnavailable", "1",
 		[]string{"redirects to login.example"},
 		"foreign",
 	},
