@@ -60,6 +60,7 @@ func openStore(
 		return nil, err
 	}
 
+	retrier := origin.NewRetrier(transport, origin.RetryConfig{Observe: s3api.RecordRetry})
 	s := &store{settings: cfg.Origin}
 	s.login, _ = credentials.(*staticLogin)
 	open := func(uploads func(context.Context, string) (origin.Uploads, error)) *origin.Origin {
@@ -71,7 +72,7 @@ func openStore(
 			SSE:         origin.SSE(cfg.Origin.SSE),
 			Uploads:     uploads,
 			Now:         time.Now,
-			Transport:   transport,
+			Transport:   retrier,
 		})
 	}
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
@@ -21,7 +22,7 @@ func verifyCommand() *cobra.Command {
 		Short: "Read all objects of a bucket to the last byte; exit 1 if any fails verification",
 		Args:  oneArgument("s3://bucket"),
 	}
-	config := configFlag(c)
+	path := configFlag(c)
 
 	flags := c.Flags()
 	format := flags.String("format", "table", "table, csv (RFC 4180), or json (one object per line)")
@@ -37,7 +38,7 @@ func verifyCommand() *cobra.Command {
 		if err := v.check(); err != nil {
 			return err
 		}
-		if v.direct, err = openBucket(c, *config, args[0]); err != nil {
+		if v.direct, err = openBucket(c, *path, args[0]); err != nil {
 			return err
 		}
 		defer v.close()
@@ -73,6 +74,7 @@ func (v *verifyRun) check() error {
 func (v *verifyRun) run(ctx context.Context) error {
 	verifier := verify.New(verify.Config{
 		Send: v.send, Open: v.open, OpenEnd: v.cfg.Origin.UniformParts, Wait: v.wait(), Away: v.away,
+		LiteralKeys:    v.cfg.Origin.Keys == config.LiteralKeys,
 		AllowPlaintext: func(obj crypt.Object) bool { return v.keys.AllowPlaintext(obj, v.client) },
 	})
 	names, totals := v.keyNames(), newFaultTotals()

@@ -172,7 +172,7 @@ func TestCommandsInFrontOfAPortal(t *testing.T) {
 			out.Reset()
 
 			if code := run(t.Context(), append(args, "--config", missing), &out, &out); code != 1 ||
-				!strings.Contains(out.String(), "the connection to the store is at fault") {
+				!strings.Contains(out.String(), "something other than the store answered") {
 				t.Errorf("%v, 404: exit code %d: %s", args, code, out.String())
 			}
 		})

@@ -8,6 +8,7 @@ package keyname
 import (
 	"errors"
 	"iter"
+	"slices"
 	"strings"
 )
 
@@ -35,7 +36,7 @@ const (
 var (
 	ErrLeadsOut = errors.New("used as a path, it leads out of the bucket")
 	ErrDots     = errors.New(`it has a "." or ".." segment`)
-	ErrEmpty    = errors.New("it has an empty segment")
+	ErrEmpty    = errors.New(`it begins with "/" or has an empty segment ("//")`)
 	ErrID       = errors.New(`it has a "." or ".." segment, which no id has`)
 )
 
@@ -62,6 +63,65 @@ func CheckID(id string) error {
 	return nil
 }
 
+// Fold returns the name under which a store that uses names as paths keeps
+// an object: without empty segments, "." and "..". A "/" at the end stays. It
+// returns "" if the name leads out of the bucket.
+func Fold(name string) string {
+	if climbs(strings.FieldsFuncSeq(name, isSlash), Write) {
+		return ""
+	}
+
+	var kept []string
+	for segment := range strings.FieldsFuncSeq(name, isSlash) {
+		switch segment {
+		case ".":
+		case "..":
+			kept = kept[:len(kept)-1]
+		default:
+			kept = append(kept, segment)
+		}
+	}
+
+	folded := strings.Join(kept, "/")
+	if strings.HasSuffix(name, "/") {
+		folded += "/"
+	}
+	return folded
+}
+
+// maxUnfolded limits the names that Unfold returns.
+const maxUnfolded = 16
+
+// Unfold returns names that Fold maps to name, at most 16, and the likely
+// ones first: those that a client makes when it joins two parts of a name
+// with one "/" too many. Fold maps infinitely many names to one.
+func Unfold(name string) []string {
+	if name == "" {
+		return nil
+	}
+
+	var names []string
+	add := func(other string) {
+		known := other == name || slices.Contains(names, other)
+		if !known && len(names) < maxUnfolded && Fold(other) == name {
+			names = append(names, other)
+		}
+	}
+
+	doubled := strings.ReplaceAll(name, "/", "//")
+	for _, other := range []string{"/" + name, doubled, "/" + doubled, "//" + name, "./" + name} {
+		add(other)
+	}
+	for _, extra := range []string{"/", "./"} {
+		for i, r := range name {
+			if r == '/' {
+				add(name[:i+1] + extra + name[i+1:])
+			}
+		}
+	}
+	return names
+}
+
 // Ambiguous reports whether prefixes are unreliable for a key: a store may
 // treat uploads/../secret as secret, although it starts with uploads/.
 func (s Store) Ambiguous(key string) bool { return s != Literal && HasDots(key) }
@@ -84,7 +144,6 @@ func (s Store) leadsOut(name string, use Use) bool {
 	if s == Literal {
 		return climbs(strings.SplitSeq(name, "/"), use)
 	}
-	isSlash := func(r rune) bool { return r == '/' }
 	return climbs(strings.FieldsFuncSeq(name, isSlash), use) || climbs(strings.FieldsFuncSeq(name, isSeparator), use)
 }
 
@@ -112,5 +171,7 @@ func climbs(segments iter.Seq[string], use Use) bool {
 func folder(prefix string) string {
 	return prefix[:strings.LastIndexFunc(prefix, isSeparator)+1]
 }
+
+func isSlash(r rune) bool { return r == '/' }
 
 func isSeparator(r rune) bool { return r == '/' || r == '\\' }

@@ -3,6 +3,7 @@ package keyname_test
 import (
 	"errors"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,6 +92,10 @@ func FuzzCheck(f *testing.F) {
 			}
 		}
 
+		if folded := keyname.Fold(name); folded != "" &&
+			strings.TrimSuffix(folded, "/") != strings.TrimPrefix(path.Clean("/"+name), "/") {
+			t.Errorf("%q is folded to %q", name, folded)
+		}
 		if keyname.Path.Check(name, keyname.Write) == nil && strings.TrimSuffix(name, "/") != path.Clean(name) {
 			t.Errorf("%q is another path than it says: %q", name, path.Clean(name))
 		}
@@ -98,4 +103,40 @@ func FuzzCheck(f *testing.F) {
 			t.Errorf("%q: %v", name, err)
 		}
 	})
+}
+
+func TestFold(t *testing.T) {
+	for name, want := range map[string]string{
+		"a/b": "a/b", "a//b": "a/b", "/a": "a", "//a//b//": "a/b/", "a/": "a/", "a/./b": "a/b", "./a": "a",
+		"a/../b": "b", "a/b/..": "a", "a/b/../": "a/",
+		"..": "", "../a": "", "a/..": "", "/": "", "": "", ".": "",
+	} {
+		if got := keyname.Fold(name); got != want {
+			t.Errorf("%q is folded to %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestUnfold(t *testing.T) {
+	for name, want := range map[string][]string{
+		"a":   {"/a", "//a", "./a"},
+		"a/b": {"/a/b", "a//b", "/a//b", "//a/b", "./a/b", "a/./b"},
+		"a/":  {"/a/", "a//", "/a//", "//a/", "./a/", "a/./"},
+		"a//": nil, "/a": nil, "a/./b": nil, "": nil, // no names that a store would list
+	} {
+		if got := keyname.Unfold(name); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+
+	deep := strings.Repeat("a/", 400) + "a"
+	names := keyname.Unfold(deep)
+	if len(names) != 16 {
+		t.Errorf("a deep name has %d", len(names))
+	}
+	for _, name := range names {
+		if name == deep || keyname.Fold(name) != deep {
+			t.Errorf("%.20q is not folded to the name", name)
+		}
+	}
 }

@@ -2,13 +2,10 @@ package kms
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
-	"sync"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
+	"github.com/cmekproxy/cmekproxy/internal/backoff"
 )
 
 // Defaults of RetryConfig.
@@ -17,9 +14,6 @@ const (
 	DefaultRetryMax    = 2 * time.Second
 	DefaultRetryBudget = 20
 )
-
-// retryCost is how many successful calls pay for one retry.
-const retryCost = 5
 
 // RetryConfig configures Retry. The zero value retries until the deadline.
 type RetryConfig struct {
@@ -67,15 +61,13 @@ func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	}
 
 	if cfg.Jitter == nil {
-		cfg.Jitter = fullJitter
+		cfg.Jitter = backoff.Jitter
 	}
 	if cfg.Budget == 0 {
 		cfg.Budget = DefaultRetryBudget
 	}
 
-	r := &retrier{
-		keyID: w.KeyID(), cfg: cfg, budget: ratelimit.NewTokenRateLimit(cfg.Budget * retryCost), filled: time.Now(),
-	}
+	r := &retrier{keyID: w.KeyID(), cfg: cfg, budget: backoff.NewBudget(cfg.Budget)}
 
 	return &decorator{w, r.run}
 }
@@ -87,10 +79,7 @@ func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 type retrier struct {
 	keyID  string
 	cfg    RetryConfig
-	budget *ratelimit.TokenRateLimit
-
-	mu     sync.Mutex
-	filled time.Time // until when the budget has been credited for time
+	budget *backoff.Budget
 }
 
 func (r *retrier) run(ctx context.Context, op string, call func() error) error {
@@ -98,7 +87,9 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 	limit := min(r.cfg.Base, r.cfg.Max)
 	for attempt := 1; ; attempt++ {
 		err := call()
-		r.creditSuccess(err, attempt)
+		if err == nil {
+			r.budget.Succeeded(attempt)
+		}
 
 		if notAsked(err) && last != nil {
 			return last
@@ -108,12 +99,10 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 		}
 
 		last = err
-		r.creditTime()
-
-		if _, empty := r.budget.GetToken(ctx, retryCost); empty != nil && ctx.Err() == nil {
+		if ctx.Err() == nil && !r.budget.Take() {
 			return last
 		}
-		if !r.wait(ctx, r.cfg.Jitter(limit)) {
+		if !backoff.Wait(ctx, r.cfg.Jitter(limit)) {
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return contextError(ctx, op, r.keyID)
 			}
@@ -122,52 +111,6 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 
 		limit = min(2*limit, r.cfg.Max)
 	}
-}
-
-// creditSuccess adds the credit for a successful attempt to the budget.
-func (r *retrier) creditSuccess(err error, attempt int) {
-	switch {
-	case err != nil:
-	case attempt > 1:
-		_ = r.budget.AddTokens(retryCost) // never fails
-	default:
-		_ = r.budget.AddTokens(1)
-	}
-}
-
-// creditTime adds one retry to the budget for each second that has passed.
-func (r *retrier) creditTime() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	const second = time.Second / retryCost // for one token
-	tokens := uint(max(0, time.Since(r.filled)) / second)
-	r.filled = r.filled.Add(time.Duration(tokens) * second) //nolint:gosec // bounded by the time that has passed
-	_ = r.budget.AddTokens(tokens)
-}
-
-// wait waits for d, and reports whether ctx is still valid. If the deadline
-// is earlier, it returns false at once.
-func (r *retrier) wait(ctx context.Context, d time.Duration) bool {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
-		return false
-	}
-
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-
-	select {
-	case <-timer.C:
-		return ctx.Err() == nil
-	case <-ctx.Done():
-		return false
-	}
-}
-
-func fullJitter(limit time.Duration) time.Duration {
-	var b [8]byte
-	rand.Read(b[:])
-	fraction := float64(binary.BigEndian.Uint64(b[:])>>11) / (1 << 53)
-	return time.Duration(fraction * float64(limit))
 }
 
 // AttemptsPerCall is the number of full attempts that a call should have

@@ -28,6 +28,8 @@ type Metrics struct {
 	duration       *prometheus.HistogramVec
 	bytes          *prometheus.CounterVec
 	originDuration *prometheus.HistogramVec
+	originFaults   *prometheus.CounterVec
+	originRetries  *prometheus.CounterVec
 	kmsDuration    *prometheus.HistogramVec
 	leases         *prometheus.CounterVec
 	breakers       *prometheus.GaugeVec
@@ -71,6 +73,14 @@ func New() *Metrics {
 			Help:    "Time of requests to the store up to the response header; status 0 means no response.",
 			Buckets: seconds,
 		}, []string{"operation", "status"}),
+		originFaults: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_origin_faults_total",
+			Help: "Requests to the store that failed for a reason that is not in the request, by kind of fault.",
+		}, []string{"fault"}),
+		originRetries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_origin_retries_total",
+			Help: "Requests to the store that were repeated, by kind of the fault before.",
+		}, []string{"fault"}),
 		kmsDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cmekproxy_kms_duration_seconds",
 			Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
@@ -91,7 +101,7 @@ func New() *Metrics {
 	}
 
 	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.originDuration,
-		m.kmsDuration, m.leases, m.breakers, m.capabilities,
+		m.originFaults, m.originRetries, m.kmsDuration, m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	return m
@@ -110,6 +120,13 @@ func (m *Metrics) Request(operation string, status int, code string, took time.D
 func (m *Metrics) Origin(operation string, status int, took time.Duration) {
 	m.originDuration.WithLabelValues(operation, strconv.Itoa(status)).Observe(took.Seconds())
 }
+
+// OriginFault records a request to the store that failed for a reason that is
+// not in the request. kind is a storefault.Kind.
+func (m *Metrics) OriginFault(kind string) { m.originFaults.WithLabelValues(kind).Inc() }
+
+// OriginRetry records a request to the store that is repeated after a fault.
+func (m *Metrics) OriginRetry(kind string) { m.originRetries.WithLabelValues(kind).Inc() }
 
 // KMS records a request to the KMS. result is "ok" or a kind of error.
 func (m *Metrics) KMS(key, operation, result string, took time.Duration) {

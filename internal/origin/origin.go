@@ -8,7 +8,9 @@
 //	origin.go     addressing and signing
 //	sse.go        asking for the store's own encryption
 //	trailer.go    uploads with a checksum in a trailer
+//	retry.go      requests that are repeated
 //	transport.go  timeouts
+//	faults.go     what errors of connections mean
 //
 // There is no example: it needs a store. The tests show its use.
 package origin
@@ -16,7 +18,6 @@ package origin
 import (
 	"context"
 	"crypto/subtle"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -26,6 +27,8 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
 // UnsignedPayload is sent instead of the body's hash. Hashing would cost
@@ -104,7 +107,10 @@ func (o *Origin) signerOf(secret string) *signer {
 }
 
 // ErrCredentials is returned if the proxy has no credentials for the store.
-var ErrCredentials = errors.New("origin: no credentials for the store")
+var ErrCredentials error = &storefault.Error{
+	Kind: storefault.Credentials, What: "origin: no credentials for the store", NotDone: true,
+	Hint: "set origin.access_key and origin.secret_key, or check what the AWS SDK's default chain finds",
+}
 
 // RoundTrip sends r. Its URL must contain only /bucket/key (Path and
 // RawPath) and the query. A body whose hash is in X-Amz-Content-Sha256 is

@@ -110,7 +110,8 @@ func NewTransport(cfg TransportConfig) *Transport {
 func (t *Transport) CloseIdleConnections() { t.next.CloseIdleConnections() }
 
 // RoundTrip sends r. If the store takes too long, the error is ErrConnect,
-// ErrResponse or ErrIdle, also while the response is read.
+// ErrResponse or ErrIdle, also while the response is read. An error of the
+// connection is a storefault.Error.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	w := &watch{cancel: cancel}
@@ -134,8 +135,9 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.answered()
 
 	if err != nil {
+		err = describe(r, w.explain(err))
 		cancel(nil)
-		return nil, w.explain(err)
+		return nil, err
 	}
 
 	resp.Body = &answerBody{src: resp.Body, watch: w, idle: idle}

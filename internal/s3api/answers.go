@@ -9,6 +9,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
 // answer describes what the store's answer to a successful operation must
@@ -58,10 +60,14 @@ func CheckAnswer(r *http.Request, resp *http.Response) error {
 
 	return &Error{
 		Code:       "ServiceUnavailable",
-		Message:    "The store behind the proxy sent an answer that is not S3's. Please try again.",
+		Message:    foreignMessage,
 		RetryAfter: retryAfter,
-		cause: fmt.Errorf("%w answered %d to %s with %s (Content-Type %q): something other than the store answered",
-			errOrigin, resp.StatusCode, row.op, why, resp.Header.Get("Content-Type")),
+		cause: fmt.Errorf("%w %w", errOrigin, &storefault.Error{
+			Kind: storefault.Foreign, Temporary: true,
+			What: fmt.Sprintf("answered %d to %s with %s (Content-Type %q)",
+				resp.StatusCode, row.op, why, resp.Header.Get("Content-Type")),
+			Hint: "something other than the store answered: check the host, port and path in origin.endpoint",
+		}),
 	}
 }
 
@@ -241,6 +247,9 @@ func lateError(body []byte) *Error {
 	}
 	if _, ok := statuses[e.Code]; !ok {
 		e.httpStatus = http.StatusInternalServerError
+	}
+	if e.Status() == http.StatusServiceUnavailable {
+		e.RetryAfter = retryAfter
 	}
 
 	if !codeForm.MatchString(e.Code) {

@@ -17,6 +17,7 @@ import (
 // call is one S3 request while it is being served. Fields are grouped by the
 // file that sets them.
 type call struct {
+	server        *Server
 	*http.Request // the client's, but header and body may be replaced: takeHoisted, takeForm
 
 	// The connection and its time limits: newCall.
@@ -68,11 +69,12 @@ type logged struct {
 	in         atomic.Int64           // bytes from the client: connection.go
 	kmsTime    atomic.Int64           // nanoseconds: RecordKMS
 	originTime atomic.Int64           // nanoseconds: origin.go
+	retries    atomic.Int64           // repeated requests to the store: RecordRetry
 	originID   atomic.Pointer[string] // the store's request id, from its last answer: origin.go
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
-	c := &call{Request: r, secure: s.overTLS(r), cancelContext: cancel}
+	c := &call{server: s, Request: r, secure: s.overTLS(r), cancelContext: cancel}
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
 	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), s.Now)
 	c.w.ResponseWriter, c.w.idle = w, c.idle

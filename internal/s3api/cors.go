@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
 // Before a page of another origin may send a request, the browser asks
@@ -34,7 +36,9 @@ func (s *Server) preflight(c *call) error {
 	}
 
 	answer, err := s.askCORS(c.Context(), c, method)
-	if own := (*Error)(nil); errors.As(err, &own) && own.Status() != http.StatusServiceUnavailable {
+	fault := storefault.Of(err)
+	redirected := fault != nil && fault.Kind == storefault.Redirect // so there is such a bucket
+	if own := (*Error)(nil); errors.As(err, &own) && (own.Status() != http.StatusServiceUnavailable || redirected) {
 		return corsRefused(own)
 	}
 	if err != nil {

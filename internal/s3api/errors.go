@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
 // Error is an S3 error response. Clients get Code, Message and Details; only
@@ -116,7 +118,7 @@ const otherCode = "Other"
 // countedCode returns the metric label for an error code; "" for no error.
 func countedCode(code string) string {
 	_, own := statuses[code]
-	if code == "" || own || storeCodes.has(code) || originFaults[code] || transferFaults[code] {
+	if code == "" || own || storeCodes.has(code) || transferFaults[code] {
 		return code
 	}
 	return otherCode
@@ -299,6 +301,38 @@ func asError(ctx context.Context, err error) *Error {
 func isTimeout(err error) bool {
 	var timeout interface{ Timeout() bool }
 	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// faultError returns the error for a fault in the store's answer. It returns
+// nil if the store's code and message say enough. code and status are those
+// of the answer.
+//
+// Refusals of the proxy's own credentials, clock or region never look like
+// errors of the client. Only the log has what to check.
+func faultError(fault *storefault.Error, code string, status int) *Error {
+	if fault == nil {
+		return nil
+	}
+
+	e := &Error{
+		Code:       "ServiceUnavailable",
+		Message:    "The store behind the proxy cannot be reached. Please try again.",
+		RetryAfter: max(retryAfter, int(fault.RetryAfter.Seconds())),
+		cause:      fmt.Errorf("%w %w", errOrigin, fault),
+	}
+	switch {
+	case fault.Kind == storefault.Throttled:
+		e.Code, e.Message = "SlowDown", "The store is throttling. Please reduce your request rate."
+	case fault.Kind == storefault.Foreign:
+		e.Message = foreignMessage
+	case fault.Kind == storefault.Unavailable && (code != "" || status == http.StatusInternalServerError):
+		return nil
+	case fault.Kind == storefault.Unavailable, fault.Kind == storefault.Redirect && fault.Temporary:
+	default:
+		e.Code, e.RetryAfter = "InternalError", 0
+		e.Message = "The store refused the proxy's own request. Please tell the proxy's operator."
+	}
+	return e
 }
 
 // kmsError returns the errors that S3 returns for SSE-KMS. A revoked key is

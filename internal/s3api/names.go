@@ -1,10 +1,14 @@
 package s3api
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
 // idParameters are the query parameters that hold ids of the store.
@@ -58,10 +62,37 @@ func (c *call) stores() bool {
 // checkKey refuses an object key that the store could take for another key.
 // The key may come from the path, a form, or the body of a request.
 func (s *Server) checkKey(key string, use keyname.Use) error {
-	if err := s.KeyNames.Check(key, use); err != nil {
+	err := s.KeyNames.Check(key, use)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, keyname.ErrLeadsOut):
 		return invalidName("key", key, err)
+	default:
+		return s.foldedKey(key, use, err)
 	}
-	return nil
+}
+
+// foldedKey refuses a key that a store with paths would keep under another
+// name. There, an object could not be read, because its encryption is bound
+// to the name under which it was put.
+func (s *Server) foldedKey(key string, use keyname.Use, cause error) error {
+	message := fmt.Sprintf("The key %q is not accepted: %s. The store behind this proxy keeps objects as files",
+		key, cause.Error())
+	const instead = "Use that key instead."
+	folded := keyname.Fold(key)
+	switch {
+	case folded == "" || s.KeyNames.Check(folded, use) != nil:
+		message += ", and could take it for another key. Use a key without such segments instead."
+	case use == keyname.Write:
+		message += fmt.Sprintf(", and would store it as %q, under which it could not be read. %s", folded, instead)
+	default:
+		message += fmt.Sprintf(", and would take it for %q. %s", folded, instead)
+	}
+
+	refusal := invalidArgument(message, "key", key)
+	refusal.cause = cause
+	return refusal
 }
 
 // checkVersionID refuses an invalid version id.
@@ -99,4 +130,19 @@ func noSuchUpload(id string, cause error) *Error {
 			"The upload ID may be invalid, or the upload may have been aborted or completed.",
 		Details: [][2]string{{"UploadId", id}}, cause: cause,
 	}
+}
+
+// mentionNames adds to an integrity error of a whole object that it may be
+// stored under another name than it was put under. Only cmekproxy verify
+// tries such names: each try is a request to the KMS and a record in its log,
+// under a name that no client has sent and that its grants may not cover. See
+// ADR 14.
+func (s *Server) mentionNames(c *call, e *Error) {
+	var key *kms.Error
+	bound := errors.Is(e.cause, crypt.ErrAuth) || errors.As(e.cause, &key) && key.Kind == kms.InvalidCiphertext
+	if e.Code != "ObjectIntegrityError" || !bound || c.key == "" || s.KeyNames == keyname.Literal {
+		return
+	}
+	e.Message += ` If the store takes keys as paths, it may have been put under another name, such as one with "//" ` +
+		`or a leading "/", and be intact: cmekproxy verify tells.`
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -432,6 +433,95 @@ func TestKeyNames(t *testing.T) {
 			asked := strings.Join(p.origin.take(), "\n")
 			if strings.Contains(asked, row.request.path) == row.refused {
 				t.Errorf("the store was asked:\n%s", asked)
+			}
+		})
+	}
+}
+
+// A key that the store would fold is refused on every route that stores an
+// object, with the name to use instead, and the store is not asked.
+func TestFoldedKeysAreRefused(t *testing.T) {
+	p := newProxy(t, withNames(keyname.Path))
+	p.put("source", []byte("text"))
+	b := "/" + p.bucket
+	copied := http.Header{"X-Amz-Copy-Source": {b + "/source"}}
+
+	for _, row := range []struct{ key, why, instead string }{
+		{"a//b", `"//"`, `"a/b"`},
+		{"/a", `begins with "/"`, `"a"`},
+		{"a/./b", `"." or ".." segment`, `"a/b"`},
+		{"a/../b", `"." or ".." segment`, `"b"`},
+		{`a\..\b`, `"." or ".." segment`, "a key without such segments"},
+	} {
+		for name, r := range map[string]request{
+			"PutObject":               {method: "PUT", path: b + "/" + row.key, body: []byte("x")},
+			"CopyObject":              {method: "PUT", path: b + "/" + row.key, header: copied},
+			"CreateMultipartUpload":   {method: "POST", path: b + "/" + row.key + "?uploads"},
+			"UploadPart":              {method: "PUT", path: b + "/" + row.key + "?partNumber=1&uploadId=x", body: []byte("x")},
+			"UploadPartCopy":          {method: "PUT", path: b + "/" + row.key + "?partNumber=1&uploadId=x", header: copied},
+			"CompleteMultipartUpload": {method: "POST", path: b + "/" + row.key + "?uploadId=x", body: []byte("<x/>")},
+		} {
+			t.Run(name+" "+row.key, func(t *testing.T) {
+				p.origin.take()
+				got := p.send(r)
+				expectFolded(t, got, row.key, row.why, row.instead)
+				if asked := p.origin.take(); len(asked) > 0 {
+					t.Errorf("the store was asked %q", asked)
+				}
+			})
+		}
+
+		t.Run("PostObject "+row.key, func(t *testing.T) {
+			resp, body := p.form(row.key, []byte("x")).post()
+			_, code, _ := strings.Cut(body, "<Code>")
+			code, _, _ = strings.Cut(code, "</Code>")
+			expectFolded(t, answer{resp, []byte(body), code}, row.key, row.why, row.instead)
+		})
+	}
+}
+
+func expectFolded(t *testing.T, got answer, key, why, instead string) {
+	t.Helper()
+	if got.StatusCode != http.StatusBadRequest || got.Code != "InvalidArgument" {
+		t.Errorf("%d %s, want 400 InvalidArgument", got.StatusCode, got.Code)
+	}
+
+	var doc struct{ Message, ArgumentName, ArgumentValue string }
+	if err := xml.Unmarshal(got.body, &doc); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(doc.Message, strconv.Quote(key)) || !strings.Contains(doc.Message, why) ||
+		!strings.Contains(doc.Message, instead) || !strings.Contains(doc.Message, "keeps objects as files") ||
+		doc.ArgumentName != "key" || doc.ArgumentValue != key {
+		t.Errorf("%+v, want %q, %q and %q", doc, key, why, instead)
+	}
+}
+
+// What was stored under a name that the store folds stays readable by that
+// name, whatever origin.keys says now. By the name in listings it cannot be
+// read, and the error mentions why that may be.
+func TestFoldedNamesStayReadable(t *testing.T) {
+	before := newProxy(t, withNames(keyname.Unknown))
+	before.put("a//b", []byte("text"))
+	before.put("c", []byte("text"))
+
+	for _, row := range []struct {
+		names    keyname.Store
+		mentions bool
+	}{{keyname.Unknown, true}, {keyname.Path, true}, {keyname.Literal, false}} {
+		t.Run("origin.keys: "+string(row.names), func(t *testing.T) {
+			p := newProxy(t, withNames(row.names), func(p *proxy, _ *s3api.Config, ring *keyring.Config) {
+				ring.Keys = before.ringKeys
+			})
+			p.bucket = before.bucket
+
+			if text := p.mustGet("a//b"); string(text) != "text" {
+				t.Errorf("a//b reads as %q", text)
+			}
+			got := p.send(request{method: "GET", path: "/" + p.bucket + "/a/b"})
+			if got.StatusCode != http.StatusUnprocessableEntity || got.Code != "ObjectIntegrityError" ||
+				strings.Contains(string(got.body), "cmekproxy verify") != row.mentions {
+				t.Errorf("a/b: %d %s", got.StatusCode, got.body)
 			}
 		})
 	}

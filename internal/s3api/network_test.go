@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
@@ -28,6 +29,7 @@ import (
 type network struct {
 	t      testing.TB
 	server *httptest.Server
+	counts *metrics.Metrics // of the proxy
 
 	late time.Duration // how long a late store waits
 	end  chan struct{}
@@ -52,6 +54,7 @@ func behindNetwork(t testing.TB, late time.Duration) (*proxy, *network) {
 
 	direct := func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		cfg.IdleTimeout = late
+		w.counts = cfg.Metrics
 		store := proxytest.OriginConfig(newNetworkTransport(w.late))
 		store.Endpoint = endpoint
 		p.origin.next = origin.New(store)

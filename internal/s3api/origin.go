@@ -8,6 +8,11 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
 // originQuery returns the query for the store: without the signature and
@@ -68,6 +73,7 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 
 	if err != nil {
 		s.Metrics.Origin(c.op, 0, took)
+		s.countFault(storefault.Of(err))
 		return nil, fmt.Errorf("%w: %w", errOrigin, err)
 	}
 	s.Metrics.Origin(c.op, resp.StatusCode, took)
@@ -89,26 +95,73 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 
 		if err := s.check(r, resp); err != nil {
 			_ = resp.Body.Close()
+			s.countFault(storefault.Of(err))
 			return nil, err
 		}
+		s.trusted.note(s.Now())
 		return resp, nil
 	}
 	defer closeBody(resp)
 
-	failure := c.originError(r, resp)
-	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead &&
-		r.URL.Query().Has("versionId") {
+	failure, fault := c.originError(r, resp)
+	if r.Method == http.MethodHead && fault == nil && s.isAmbiguous(resp.StatusCode) {
 		return nil, s.repeatAsGet(c, r, failure)
 	}
+	s.countFault(fault)
 	return nil, failure
 }
 
-// repeatAsGet returns the reason why the store refused the HEAD of a
-// version. An answer to HEAD has no body, so repeatAsGet sends a GET.
+// isAmbiguous reports whether a refusal of a HEAD with this status may be one
+// of the proxy's own credentials. versitygw answers 404 for an unknown access
+// key. It is costly to ask about each 404, so they count only while the store
+// does not accept the credentials for other requests.
+func (s *Server) isAmbiguous(status int) bool {
+	switch status {
+	case http.StatusBadRequest, http.StatusForbidden:
+		return true
+	case http.StatusNotFound:
+		return !s.trusted.isRecent(s.Now())
+	default:
+		return false
+	}
+}
+
+// trust is when the store last accepted the proxy's credentials. It is safe
+// for concurrent use.
+type trust struct{ at atomic.Int64 } // in Unix nanoseconds; 0 for never
+
+// trustTime is how long an accepted request speaks for the credentials.
+const trustTime = time.Minute
+
+func (t *trust) note(now time.Time) {
+	if !t.isRecent(now.Add(trustTime / 2)) { // seldom, because all cores share it
+		t.at.Store(now.UnixNano())
+	}
+}
+
+func (t *trust) isRecent(now time.Time) bool {
+	since := now.Sub(time.Unix(0, t.at.Load()))
+	return since >= 0 && since < trustTime
+}
+
+// countFault counts a fault of the store; nil is none.
+func (s *Server) countFault(fault *storefault.Error) {
+	if fault != nil {
+		s.Metrics.OriginFault(string(fault.Kind))
+	}
+}
+
+// repeatAsGet returns the reason why the store refused a HEAD. An answer to
+// HEAD has no body, so repeatAsGet sends a GET. Without it, the client could
+// take a refusal of the proxy's own credentials for one of its own request.
 func (s *Server) repeatAsGet(c *call, head *http.Request, failure *Error) error {
 	r := head.Clone(head.Context())
 	r.Method = http.MethodGet
-	r.Header.Set("Range", "bytes=0-0")
+	if _, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); key == "" {
+		r.URL.RawQuery = "list-type=2&max-keys=0" // HeadBucket needs the permission to list
+	} else {
+		r.Header.Set("Range", "bytes=0-0")
+	}
 	resp, err := s.send(c, r)
 	if err != nil {
 		return err
@@ -123,44 +176,25 @@ const lastStatus = 599
 // maxErrorBody limits what is read of the store's error answers, in bytes.
 const maxErrorBody = 64 << 10
 
-// originFaults are the store's error codes for the proxy's own credentials,
-// clock or region. The client cannot fix them.
-var originFaults = map[string]bool{
-	"AuthorizationHeaderMalformed": true,
-	"ExpiredToken":                 true,
-	"InvalidAccessKeyId":           true,
-	"InvalidSecurity":              true,
-	"InvalidToken":                 true,
-	"NotSignedUp":                  true,
-	"PermanentRedirect":            true,
-	"RequestTimeTooSkewed":         true,
-	"SignatureDoesNotMatch":        true,
-	"TemporaryRedirect":            true,
-	"TokenRefreshRequired":         true,
-}
-
-// originError converts the store's error answer. It keeps the code and the
-// message, but no details that describe ciphertext.
-func (c *call) originError(r *http.Request, resp *http.Response) *Error {
-	var doc struct {
-		Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
-	}
+// originError converts the store's error answer, and returns the fault that
+// it shows, or nil. It keeps the code and the message, but no details that
+// describe ciphertext.
+func (c *call) originError(r *http.Request, resp *http.Response) (*Error, *storefault.Error) {
+	var doc refusalDocument
 
 	// The fields stay empty if the body is not XML, as after a HEAD.
 	var body bytes.Buffer
 	_, _ = body.ReadFrom(io.LimitReader(resp.Body, maxErrorBody))
 	_ = xml.Unmarshal(body.Bytes(), &doc)
-	if fault := transferFault(r, resp.StatusCode, doc.Code, body.Bytes()); fault != nil {
-		return fault
-	}
 
-	cause := fmt.Errorf("%w answered %d %s: %s", errOrigin, resp.StatusCode, doc.Code, doc.Message)
-	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		return &Error{
-			Code:    "InternalError",
-			Message: "The store refused the proxy's own request. Please tell the proxy's operator.",
-			cause:   cause,
-		}
+	fault := storefault.OfAnswer(storefault.Answer{
+		Method: r.Method, Status: resp.StatusCode, Header: resp.Header, Body: body.Bytes(),
+	})
+	if e := transferFault(r, resp.StatusCode, doc.Code, body.Bytes(), fault); e != nil {
+		return e, fault
+	}
+	if e := faultError(fault, doc.Code, resp.StatusCode); e != nil {
+		return e, fault
 	}
 
 	e := &Error{
@@ -168,7 +202,7 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 		Message:    doc.Message,
 		Header:     make(http.Header),
 		httpStatus: resp.StatusCode,
-		cause:      cause,
+		cause:      fmt.Errorf("%w answered %d %s: %s", errOrigin, resp.StatusCode, doc.Code, doc.Message),
 	}
 	if e.httpStatus > lastStatus {
 		e.httpStatus = http.StatusInternalServerError
@@ -179,6 +213,29 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 		e.Message = messages[e.Code]
 	}
 
+	c.addDetails(e, &doc)
+	for _, name := range []string{
+		"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After",
+	} {
+		if values := resp.Header.Values(name); len(values) > 0 {
+			e.Header[name] = values
+		}
+	}
+
+	if resp.StatusCode == http.StatusServiceUnavailable && e.Header.Get("Retry-After") == "" {
+		e.RetryAfter = retryAfter
+	}
+	return e, fault
+}
+
+// refusalDocument has the elements of S3's error documents that the proxy
+// uses.
+type refusalDocument struct {
+	Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
+}
+
+// addDetails adds the details that describe the client's request.
+func (c *call) addDetails(e *Error, doc *refusalDocument) {
 	for _, detail := range [][2]string{
 		{"BucketName", doc.BucketName},
 		{"Condition", doc.Condition},
@@ -197,19 +254,6 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 			[2]string{"ArgumentValue", doc.ArgumentValue},
 		)
 	}
-
-	for _, name := range []string{
-		"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After",
-	} {
-		if values := resp.Header.Values(name); len(values) > 0 {
-			e.Header[name] = values
-		}
-	}
-
-	if resp.StatusCode == http.StatusServiceUnavailable && e.Header.Get("Retry-After") == "" {
-		e.RetryAfter = retryAfter
-	}
-	return e
 }
 
 // isOwnArgument reports whether an argument comes from the client, and not

@@ -120,10 +120,13 @@ func (c *call) takeForm(f *form, post *sigv4.Post) error {
 // checkFormKey checks the key of a form. A policy may restrict keys by
 // prefix, so ambiguous keys are refused.
 func (s *Server) checkFormKey(key string) error {
+	if err := s.checkKey(key, keyname.Write); err != nil {
+		return err
+	}
 	if s.KeyNames.Ambiguous(key) {
 		return invalidName("key", key, keyname.ErrDots)
 	}
-	return s.checkKey(key, keyname.Write)
+	return nil
 }
 
 // maxDiscard limits how much of a refused form is read, in bytes. If the

@@ -21,6 +21,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
 // Config configures a Server. Fields are required unless a comment says what
@@ -61,6 +62,7 @@ type Server struct {
 	uploads *uploadKeys
 
 	fast, slow, unsigned *pool
+	trusted              trust // the proxy's credentials at the store
 
 	// CheckAnswer. A direct call would be an initialization cycle: it needs
 	// the routes, and the routes need the handlers.
@@ -239,6 +241,7 @@ func (s *Server) finish(c *call, err error) {
 	var answer *Error
 	if err != nil {
 		answer = asError(c.Context(), s.nameNotFound(c, err))
+		s.mentionNames(c, answer)
 		c.w.close = c.w.close || answer.Code == "RequestTimeout" || answer.Code == "ClientClosedRequest"
 		if c.w.status != 0 {
 			c.aborted = true
@@ -310,6 +313,9 @@ func (s *Server) record(c *call, answer *Error) {
 	if id := c.originID.Load(); id != nil {
 		fields = append(fields, zap.String("origin_request_id", *id))
 	}
+	if retries := c.retries.Load(); retries > 0 {
+		fields = append(fields, zap.Int64("origin_retries", retries))
+	}
 	if c.aborted {
 		fields = append(fields, zap.Bool("aborted", true))
 	}
@@ -343,6 +349,15 @@ func cause(e *Error) string {
 func RecordKMS(ctx context.Context, took time.Duration) {
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
 		c.kmsTime.Add(int64(took))
+	}
+}
+
+// RecordRetry counts a repeated request to the store for the S3 request that
+// ctx belongs to, if any. fault is why it is repeated.
+func RecordRetry(ctx context.Context, fault storefault.Kind) {
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		c.retries.Add(1)
+		c.server.Metrics.OriginRetry(string(fault))
 	}
 }
 

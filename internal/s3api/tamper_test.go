@@ -352,7 +352,8 @@ func TestStoreFaults(t *testing.T) {
 		{"bad signature", answer(403, "<Error><Code>SignatureDoesNotMatch</Code></Error>"), 500, "InternalError"},
 		{"denied", answer(403, "<Error><Code>AccessDenied</Code></Error>"), 403, "AccessDenied"},
 		{"redirect", answer(301, "<Error><Code>PermanentRedirect</Code></Error>"), 500, "InternalError"},
-		{"no XML", answer(502, "<html>bad gateway"), 502, "InternalError"},
+		{"no XML", answer(502, "<html>bad gateway"), 503, "ServiceUnavailable"},
+		{"no S3", answer(404, "404 page not found\n"), 503, "ServiceUnavailable"},
 		{
 			"a page for what is missing", answer(404, "<!DOCTYPE html>\n<title>404 Not Found</title>"), 503,
 			"ServiceUnavailable",

@@ -1,11 +1,12 @@
 package s3api
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
 // errTransfer is the error for a request that the store refused because of
@@ -38,44 +39,45 @@ var transferFaults = map[string]bool{
 
 // transferFault returns an error if a refusal was caused by the connection
 // to the store. The store's code says so, or the answer comes from something
-// between the proxy and the store and has no code.
-func transferFault(r *http.Request, status int, code string, body []byte) *Error {
-	var why string
+// between the proxy and the store and has no code. fault is the fault that
+// the answer shows, or nil.
+func transferFault(r *http.Request, status int, code string, body []byte, fault *storefault.Error) *Error {
+	message := "The connection between the proxy and its store broke. Please try again."
+	var why error
 	switch {
 	case transferFaults[code] && status < http.StatusInternalServerError:
-		why = code
-	case code != "" || r.Method == http.MethodHead || status < 400 || status >= http.StatusInternalServerError:
+		why = fmt.Errorf("%w answered %d: %s", errOrigin, status, code)
+	case code != "" || status < 400 || status >= http.StatusInternalServerError:
 		return nil
-	case status == http.StatusBadRequest, status == http.StatusRequestTimeout:
-		why = fmt.Sprintf("%.100q", body)
-	case isPage(body):
-		why = fmt.Sprintf("a page: %.100q", body)
+	case fault != nil && fault.Kind == storefault.Foreign:
+		message = foreignMessage
+		why = fmt.Errorf("%w %w", errOrigin, fault)
+	case r.Method != http.MethodHead && (status == http.StatusBadRequest || status == http.StatusRequestTimeout):
+		why = fmt.Errorf("%w answered %d: %.100q", errOrigin, status, body)
 	default:
 		return nil
 	}
 
 	return &Error{
 		Code:       "ServiceUnavailable",
-		Message:    "The connection between the proxy and its store broke. Please try again.",
+		Message:    message,
 		RetryAfter: retryAfter,
-		cause:      fmt.Errorf("%w: %w answered %d: %s", errTransfer, errOrigin, status, why),
+		cause:      fmt.Errorf("%w: %w", errTransfer, why),
 	}
 }
+
+// foreignMessage is the message if something other than the store answered.
+const foreignMessage = "The store behind the proxy sent an answer that is not S3's. Please try again."
 
 // CheckRefusal returns an error if a refusal was not the store's own
 // decision, but caused by the connection to it. code is the code of the
 // document in the answer, "" if there is none.
 func CheckRefusal(r *http.Request, status int, code string, body []byte) error {
-	if fault := transferFault(r, status, code, body); fault != nil {
-		return fault
+	fault := storefault.OfAnswer(storefault.Answer{Method: r.Method, Status: status, Body: body})
+	if refusal := transferFault(r, status, code, body, fault); refusal != nil {
+		return refusal
 	}
 	return nil
-}
-
-// isPage reports whether an answer is HTML, which stores do not send.
-func isPage(body []byte) bool {
-	start := bytes.ToLower(bytes.TrimSpace(body[:min(len(body), 512)]))
-	return bytes.HasPrefix(start, []byte("<!doctype html")) || bytes.HasPrefix(start, []byte("<html"))
 }
 
 // rewind prepares a request to be sent again. It reports whether that is

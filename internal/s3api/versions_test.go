@@ -214,7 +214,7 @@ func TestVersionIDsOfNoForm(t *testing.T) {
 	if a := p.send(request{
 		method: "HEAD", path: "/" + p.bucket + "/k?versionId=invalid",
 	}); a.StatusCode != http.StatusBadRequest ||
-		len(asked) != 1 {
+		len(asked) != 2 { // the second could show that the proxy is at fault
 		t.Errorf("HeadObject: %d, asked %q", a.StatusCode, asked)
 	}
 }

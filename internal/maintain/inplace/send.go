@@ -7,7 +7,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
 // Sender sends a request to the store; see stored.Reader.Send.
@@ -18,10 +22,22 @@ type StoreError struct {
 	HTTPStatus int
 	Code       string // S3's code, or the text of the status if there is none
 	Message    string
+	Fault      *storefault.Error // why, if the request is not at fault; else nil
 }
 
 func (e *StoreError) Error() string {
-	return fmt.Sprintf("the store answered %d %s %s", e.HTTPStatus, e.Code, e.Message)
+	text := strings.TrimSpace(fmt.Sprintf("the store answered %d %s %s", e.HTTPStatus, e.Code, e.Message))
+	if e.Fault != nil && e.Fault.Hint != "" {
+		text += "; " + e.Fault.Hint
+	}
+	return text
+}
+
+func (e *StoreError) Unwrap() error {
+	if e.Fault == nil {
+		return nil // not a nil *storefault.Error in an interface
+	}
+	return e.Fault
 }
 
 // Status returns the HTTP status; package stored uses it.
@@ -58,7 +74,7 @@ func NewSender(
 		if resp.StatusCode < 300 {
 			if err := checkAnswer(r, resp); err != nil {
 				_ = resp.Body.Close()
-				return nil, err
+				return nil, notTheStore(err)
 			}
 			return resp, nil
 		}
@@ -70,16 +86,33 @@ func NewSender(
 		_ = xml.Unmarshal(body.Bytes(), &doc) // the answer to a HEAD has no body
 
 		if err := checkRefusal(r, resp.StatusCode, doc.Code, body.Bytes()); err != nil {
-			return nil, err
+			return nil, notTheStore(err)
 		}
+		fault := storefault.OfAnswer(storefault.Answer{
+			Method: r.Method, Status: resp.StatusCode, Header: resp.Header, Body: body.Bytes(),
+		})
+		if fault != nil && fault.Kind == storefault.Foreign {
+			return nil, notTheStore(fault)
+		}
+
 		if doc.Code == "" {
 			doc.Code = http.StatusText(resp.StatusCode)
 		}
-		return nil, &StoreError{resp.StatusCode, doc.Code, doc.Message}
+		return nil, &StoreError{resp.StatusCode, doc.Code, doc.Message, fault}
 	})
 }
 
-// repeated repeats a request that only reads, unless the store refused it.
+// notTheStore returns the error for an answer that is not the store's. What
+// s3api tells clients about it is of no use to a command.
+func notTheStore(err error) error {
+	if fault := storefault.Of(err); fault != nil {
+		return fmt.Errorf("%w %w", stored.ErrStore, fault)
+	}
+	return err
+}
+
+// repeated repeats a request that only reads, unless the store refused it,
+// or somebody has to change a setting first.
 func repeated(send Sender) Sender {
 	return func(r *http.Request) (*http.Response, error) {
 		for i := 0; ; i++ {
@@ -92,6 +125,9 @@ func repeated(send Sender) Sender {
 			var refusal *StoreError
 			if errors.As(err, &refusal) && refusal.HTTPStatus < 500 &&
 				refusal.HTTPStatus != http.StatusTooManyRequests {
+				return resp, err
+			}
+			if fault := storefault.Of(err); fault != nil && !fault.Temporary {
 				return resp, err
 			}
 

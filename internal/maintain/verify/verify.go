@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -23,9 +24,10 @@ import (
 // Fault is the cause of a failure.
 type Fault string
 
-// The faults. Only the first two are faults of the object.
+// The faults. Only the first three are faults of the object.
 const (
 	Integrity      Fault = "integrity"       // the stored object was altered
+	Name           Fault = "name"            // the object is intact, but was put under another name; see NameError
 	Plaintext      Fault = "plaintext"       // the object is not encrypted, but must be
 	KeyRevoked     Fault = "key-revoked"     // the KMS refuses the key: disabled, denied, destroyed
 	KeyUnknown     Fault = "key-unknown"     // no configured key has the id that the envelope names
@@ -34,7 +36,7 @@ const (
 )
 
 // Faults are all faults, in the order of reports.
-var Faults = []Fault{Integrity, Plaintext, KeyRevoked, KeyUnknown, KeyUnavailable, Store}
+var Faults = []Fault{Integrity, Name, Plaintext, KeyRevoked, KeyUnknown, KeyUnavailable, Store}
 
 // ErrPlaintext means that an object has no envelope.
 var ErrPlaintext = errors.New("it has no encryption envelope: cmekproxy did not store it, or its envelope was removed")
@@ -53,6 +55,10 @@ type Config struct {
 	OpenEnd bool
 	// AllowPlaintext reports whether an object may be plaintext.
 	AllowPlaintext func(obj crypt.Object) bool
+	// LiteralKeys means that the store keeps keys as they are. Otherwise,
+	// Verify looks for the name under which an object was put if it fails
+	// under its listed name.
+	LiteralKeys bool
 	// Wait, if not nil, is called before each object is read, to limit the
 	// rate.
 	Wait func(context.Context) error
@@ -62,12 +68,13 @@ type Config struct {
 
 // Verifier reads objects. It is safe for concurrent use.
 type Verifier struct {
-	cfg   Config
-	store *inplace.Store
+	cfg    Config
+	store  *inplace.Store
+	futile atomic.Int64 // objects in a row for which no other name was found
 }
 
 // New returns a Verifier.
-func New(cfg Config) *Verifier { return &Verifier{cfg, &inplace.Store{Send: cfg.Send}} }
+func New(cfg Config) *Verifier { return &Verifier{cfg: cfg, store: &inplace.Store{Send: cfg.Send}} }
 
 // Verify reads the object of a listing's entry.
 func (v *Verifier) Verify(ctx context.Context, bucket string, e stored.Entry) walk.Result {
@@ -77,19 +84,21 @@ func (v *Verifier) Verify(ctx context.Context, bucket string, e stored.Entry) wa
 				return walk.Result{}, err
 			}
 		}
-		return v.read(ctx, stored.Request{Object: crypt.Object{Bucket: bucket, Key: e.Key}, Version: e.Version})
+		q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: e.Key}, Version: e.Version}
+		return v.read(ctx, q, v.store.Do)
 	})
 	if r.Outcome == walk.Failed {
+		r = v.findName(ctx, bucket, e, r)
 		fault := FaultOf(r.Err)
-		r.Own = fault == Integrity || fault == Plaintext
+		r.Own = fault == Integrity || fault == Name || fault == Plaintext
 	}
 	return r
 }
 
-func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, error) {
+func (v *Verifier) read(ctx context.Context, q stored.Request, send inplace.Sender) (walk.Result, error) {
 	var keys []string
 	s := &stored.Reader{
-		Send: v.store.Do, OpenEnd: v.cfg.OpenEnd,
+		Send: send, OpenEnd: v.cfg.OpenEnd,
 		Cache: stored.NewCache(), // an empty cache: everything is read from the store
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			if !slices.Contains(keys, keyID) {
@@ -157,7 +166,10 @@ var damage = []error{
 // object itself is never Integrity.
 func FaultOf(err error) Fault {
 	var key *kms.Error
+	var name *NameError
 	switch {
+	case errors.As(err, &name):
+		return Name
 	case errors.Is(err, keyring.ErrNotOpen):
 		return KeyUnavailable
 	case errors.As(err, &key):
