@@ -127,7 +127,7 @@ func (d *direct) decrypt(ctx context.Context, target, was crypt.Object, o decryp
 
 	q := stored.Request{
 		Object: was, At: target, Version: o.version,
-		Plaintext: func() error { return verify.ErrPlaintext },
+		Plaintext: func(int64) error { return verify.ErrPlaintext },
 	}
 	r := decryptRun{reader: reader, request: q, progress: d.progress}
 	if o.output == "-" {

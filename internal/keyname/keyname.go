@@ -34,10 +34,11 @@ const (
 
 // The reasons for refusing a name.
 var (
-	ErrLeadsOut = errors.New("used as a path, it leads out of the bucket")
-	ErrDots     = errors.New(`it has a "." or ".." segment`)
-	ErrEmpty    = errors.New(`it begins with "/" or has an empty segment ("//")`)
-	ErrID       = errors.New(`it has a "." or ".." segment, which no id has`)
+	ErrLeadsOut  = errors.New("used as a path, it leads out of the bucket")
+	ErrDots      = errors.New(`it has a "." or ".." segment`)
+	ErrBackslash = errors.New("it has a backslash")
+	ErrEmpty     = errors.New(`it begins with "/" or has an empty segment ("//")`)
+	ErrID        = errors.New(`it has a "." or ".." segment, which no id has`)
 )
 
 // Check returns an error if the store must not see the name.

@@ -466,7 +466,7 @@ func (c *call) noSuchUpload(err error) *Error {
 // would need the part that the proxy has appended. So the proxy looks at the
 // object itself, which shows from which parts of which upload it was made.
 func (s *Server) completedBefore(c *call, body []byte, gone error) error {
-	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
+	q := stored.Request{Object: c.object(), Plaintext: func(int64) error { return gone }}
 	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return gone

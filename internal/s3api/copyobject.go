@@ -95,6 +95,9 @@ func (s *Server) copyOnce(c *objectCopy) (err error) {
 	if c.seen, err = s.inspectSource(c.call, c.asked); err != nil {
 		return err
 	}
+	if err := s.checkMarker(c.call, c.seen.Stored); err != nil {
+		return err
+	}
 
 	c.source = c.asked
 	c.source.Header = http.Header{"If-Match": {c.seen.ETag}}
@@ -248,7 +251,7 @@ func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) 
 	}
 
 	if seen.Plaintext {
-		return seen, q.Plaintext()
+		return seen, q.Plaintext(seen.Stored)
 	}
 	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: seen.KeyID() == crypt.CustomerKeyID})
 }

@@ -39,7 +39,7 @@ func (s *Server) deleteObject(c *call) error {
 
 	q := stored.Request{
 		Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(),
-		Plaintext: func() error { return nil }, // plaintext may be deleted
+		Plaintext: func(int64) error { return nil }, // plaintext may be deleted
 	}
 	for name := range c.route.headerNames.exact {
 		q.Header.Del(name)

@@ -137,10 +137,11 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 
 // admitPlaintext returns a function that refuses objects without an
 // envelope, unless the rules allow them. Otherwise anyone who removes an
-// envelope could have the proxy return the bytes.
-func (s *Server) admitPlaintext(c *call, obj crypt.Object) func() error {
-	return func() error {
-		if s.Keys.AllowPlaintext(obj, c.client.Name) {
+// envelope could have the proxy return the bytes. A directory marker has no
+// bytes, and some stores keep no envelope of it.
+func (s *Server) admitPlaintext(c *call, obj crypt.Object) func(size int64) error {
+	return func(size int64) error {
+		if s.Keys.AllowPlaintext(obj, c.client.Name) || size == 0 && s.dropsMetadata(c, obj) {
 			return nil
 		}
 		return &Error{

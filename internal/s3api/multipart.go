@@ -25,6 +25,9 @@ func (s *Server) createMultipartUpload(c *call) error {
 		return err
 	}
 
+	if err := s.checkMarker(c, -1); err != nil {
+		return err
+	}
 	kind, err := uploadChecksum(c.Header)
 	if err != nil {
 		return err

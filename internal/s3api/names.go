@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
@@ -71,6 +73,51 @@ func (s *Server) checkKey(key string, use keyname.Use) error {
 	default:
 		return s.foldedKey(key, use, err)
 	}
+}
+
+// checkStoredName refuses to store an object that could not be read under its
+// name. It may ask the store, so the client must have been authorized.
+func (s *Server) checkStoredName(c *call) error {
+	if c.key == "" || !c.stores() {
+		return nil
+	}
+	for _, odd := range []struct {
+		is   bool
+		able capability.Capability
+		why  error
+	}{
+		{strings.HasPrefix(c.key, "/"), capability.LiteralLeadingSlash, keyname.ErrEmpty},
+		{strings.Contains(c.key, "//"), capability.LiteralSlashes, keyname.ErrEmpty},
+		{strings.Contains(c.key, `\`), capability.LiteralBackslash, keyname.ErrBackslash},
+		{keyname.HasDots(c.key), capability.LiteralDots, keyname.ErrDots},
+	} {
+		if odd.is && s.Capabilities(c.Context(), c.bucket, odd.able)[odd.able] == capability.No {
+			return s.foldedKey(c.key, keyname.Write, odd.why)
+		}
+	}
+
+	return nil
+}
+
+// checkMarker refuses to store a body of this size under the call's key, if
+// the store would not keep its envelope. size is negative if it is not known.
+func (s *Server) checkMarker(c *call, size int64) error {
+	if size == 0 || !s.dropsMetadata(c, c.object()) {
+		return nil
+	}
+	return invalidArgument(
+		"The store behind this proxy does not keep the metadata of an object whose key ends in \"/\", "+
+			"so it could not be decrypted. Such an object must be empty.",
+		"key", c.key,
+	)
+}
+
+// dropsMetadata reports whether the store does not keep the metadata of an
+// object, and so not its envelope: some do not for directory markers.
+func (s *Server) dropsMetadata(c *call, obj crypt.Object) bool {
+	return strings.HasSuffix(obj.Key, "/") && s.Capabilities(
+		c.Context(), obj.Bucket, capability.MarkerMetadata,
+	)[capability.MarkerMetadata] == capability.No
 }
 
 // foldedKey refuses a key that a store with paths would keep under another

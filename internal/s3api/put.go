@@ -46,6 +46,9 @@ func (s *Server) sealObject(c *call) error {
 	if err := checkMetadata(c.Header, nil); err != nil {
 		return err
 	}
+	if err := s.checkMarker(c, c.auth.DecodedLength()); err != nil {
+		return err
+	}
 
 	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {

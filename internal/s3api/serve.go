@@ -182,6 +182,9 @@ func (s *Server) handle(c *call) error {
 	if err := c.authorize(); err != nil {
 		return err
 	}
+	if err := s.checkStoredName(c); err != nil {
+		return err
+	}
 
 	if row.policy == refuse {
 		return notImplemented(row.op, notes[row.op])

@@ -16,9 +16,12 @@ var errTransfer = errors.New("the connection to the store is at fault")
 
 // ErrKeepsTruncated is returned for uploads to a store that would keep them
 // if they were cut short.
-var ErrKeepsTruncated = errors.New("the store refuses checksum trailers, and keeps a body that was cut short: " +
-	"uploads are refused. Set origin.truncated_uploads to accept if you accept that a failed upload " +
-	"can replace an object by one that cannot be read")
+var ErrKeepsTruncated error = &Error{
+	Code: "NotImplemented",
+	Message: "The store behind the proxy keeps a body that was cut short, and does not take the checksum trailers " +
+		"that would prevent it, so an upload that fails could replace a good object. The proxy refuses uploads. " +
+		"Its operator can accept this (origin.truncated_uploads).",
+}
 
 // transferFaults are the store's codes for such errors. The proxy has
 // already verified the length and the checksums of the client's body. The

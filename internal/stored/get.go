@@ -88,10 +88,6 @@ func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) 
 
 // openPlaintext returns an object that was never encrypted.
 func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) {
-	if err := q.Plaintext(); err != nil {
-		return nil, err
-	}
-
 	o := &Object{
 		Header:    resp.Header,
 		Plaintext: true,
@@ -106,6 +102,9 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 			return nil, fmt.Errorf("%w sent Content-Range %q", ErrStore, resp.Header.Get("Content-Range"))
 		}
 		o.Partial = true
+	}
+	if err := q.Plaintext(o.Size); err != nil {
+		return nil, err
 	}
 
 	remains := o.Length

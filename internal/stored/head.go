@@ -37,7 +37,7 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 	switch f.kind {
 	case plaintext:
 		o.Plaintext, o.Size = true, f.size
-		err = q.Plaintext()
+		err = q.Plaintext(f.size)
 	case single:
 		o.setEnvelope(f.envelope)
 		if !crypt.Fits(o.Size, f.size) {
@@ -107,7 +107,7 @@ func (o *Object) place(number int) (crypt.Place, error) {
 // size, which come from a listing. The size comes from the cache or from the
 // store. Size does not call q.Plaintext.
 func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (int64, error) {
-	q.Plaintext = func() error { return nil }
+	q.Plaintext = func(int64) error { return nil }
 	if k := s.Cache.lookup(q); k != nil && k.etag == etag && k.size == size {
 		switch {
 		case k.kind == plaintext:

@@ -315,7 +315,7 @@ func readAll(t testing.TB, r io.Reader) []byte {
 var errPlaintext = errors.New("plaintext is refused")
 
 func requestFor(obj crypt.Object) stored.Request {
-	return stored.Request{Object: obj, Plaintext: func() error { return errPlaintext }}
+	return stored.Request{Object: obj, Plaintext: func(int64) error { return errPlaintext }}
 }
 
 // read reads an object, or the part that q selects, to the end. It returns

@@ -48,7 +48,7 @@ func TestGetAt(t *testing.T) {
 				"the other way":     {Object: to, At: from},
 				"the old name only": {Object: from},
 			} {
-				wrong.Plaintext = func() error { return errPlaintext }
+				wrong.Plaintext = func(int64) error { return errPlaintext }
 				if _, data, err := read(t, r, wrong); err == nil || len(data) > 0 {
 					t.Errorf("%s: %d bytes, error %v", name, len(data), err)
 				}

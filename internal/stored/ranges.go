@@ -110,7 +110,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 	CloseBody(resp)
 	spec := q.Range.stored(0)
 	if f.kind == plaintext {
-		if err := q.Plaintext(); err != nil {
+		if err := q.Plaintext(f.size); err != nil {
 			return nil, err
 		}
 		spec = q.Range.String()

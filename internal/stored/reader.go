@@ -107,7 +107,7 @@ type Request struct {
 	Part int
 	// Plaintext is called if the object was never encrypted. Its error
 	// refuses the object.
-	Plaintext func() error
+	Plaintext func(size int64) error
 }
 
 // at returns where the store has the object.

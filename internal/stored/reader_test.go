@@ -187,7 +187,7 @@ func TestGetPlaintext(t *testing.T) {
 		}
 	})
 	t.Run("allowed", func(t *testing.T) {
-		q := stored.Request{Object: obj, Plaintext: func() error { return nil }}
+		q := stored.Request{Object: obj, Plaintext: func(int64) error { return nil }}
 		o, data, err := read(t, b.reader(), q)
 		if err != nil || string(data) != "never encrypted" || !o.Plaintext || o.KeyID != "" {
 			t.Errorf("%q, %+v, %v", data, o, err)
@@ -195,7 +195,7 @@ func TestGetPlaintext(t *testing.T) {
 	})
 
 	t.Run("a range", func(t *testing.T) {
-		q := stored.Request{Object: obj, Plaintext: func() error { return nil }, Range: stored.Bytes(6, 9)}
+		q := stored.Request{Object: obj, Plaintext: func(int64) error { return nil }, Range: stored.Bytes(6, 9)}
 		o, data, err := read(t, b.reader(), q)
 		if err != nil || string(data) != "encrypted" || !o.Partial || o.Size != 15 {
 			t.Errorf("%q, %+v, %v", data, o, err)

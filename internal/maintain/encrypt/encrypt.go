@@ -198,6 +198,6 @@ func onlyIf(obj crypt.Object, etag string) stored.Request {
 	return stored.Request{
 		Object:    obj,
 		Header:    http.Header{"If-Match": {etag}},
-		Plaintext: func() error { return inplace.ErrChanged },
+		Plaintext: func(int64) error { return inplace.ErrChanged },
 	}
 }

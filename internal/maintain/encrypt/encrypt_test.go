@@ -121,7 +121,7 @@ func (l *lab) is(encrypted bool) {
 	s := &stored.Reader{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
 	o, err := s.Get(
 		l.Context(),
-		stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}, Plaintext: func() error { return nil }},
+		stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}, Plaintext: func(int64) error { return nil }},
 	)
 	if err != nil {
 		l.Fatal(err)

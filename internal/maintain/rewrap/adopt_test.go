@@ -143,7 +143,7 @@ func (l *movedLab) etag() string {
 // readAt reads the moved object under its own name.
 func (l *movedLab) readAt() error {
 	o, err := l.reader().Get(l.Context(), stored.Request{
-		Object: l.at, Plaintext: func() error { return errors.New("plaintext") },
+		Object: l.at, Plaintext: func(int64) error { return errors.New("plaintext") },
 	})
 	if err != nil {
 		return err

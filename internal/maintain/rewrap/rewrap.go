@@ -290,5 +290,5 @@ func (m *Mover) newestWrapped(ctx context.Context, obj crypt.Object, target stri
 
 // request returns a request for the whole object, which must be encrypted.
 func request(obj crypt.Object) stored.Request {
-	return stored.Request{Object: obj, Plaintext: func() error { return inplace.ErrChanged }}
+	return stored.Request{Object: obj, Plaintext: func(int64) error { return inplace.ErrChanged }}
 }

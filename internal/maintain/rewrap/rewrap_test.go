@@ -190,7 +190,7 @@ func (l *lab) putParts() {
 
 // request returns a request for the whole object.
 func (l *lab) request() stored.Request {
-	return stored.Request{Object: l.obj, Plaintext: func() error { return errors.New("plaintext") }}
+	return stored.Request{Object: l.obj, Plaintext: func(int64) error { return errors.New("plaintext") }}
 }
 
 // reader returns a reader that uses both keys.

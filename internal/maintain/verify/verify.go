@@ -111,7 +111,7 @@ func (v *Verifier) read(ctx context.Context, q stored.Request, send inplace.Send
 		},
 	}
 
-	q.Plaintext = func() error {
+	q.Plaintext = func(int64) error {
 		if v.cfg.AllowPlaintext(q.Object) {
 			return nil
 		}
