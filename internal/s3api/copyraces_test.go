@@ -8,10 +8,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // racing makes the store ignore x-amz-copy-source-if-match, as Ceph does. It
@@ -223,6 +227,32 @@ func TestCopyThatIsOverwrittenItself(t *testing.T) {
 				t.Errorf("%q, want %q", got, row.want)
 			}
 		})
+	}
+}
+
+// A slow copy that starts over still answers with one document.
+func TestMendedCopyKeepsAlive(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.KeepAlive = 20 * time.Millisecond })
+	p.put("source", []byte("old"))
+	other := p.replica()
+	var once sync.Once
+	p.racing(func() { once.Do(func() { other.put("source", []byte("new")) }) }, nil)
+	p.origin.set(func(r *http.Request) (*http.Response, error) {
+		if r.Method == http.MethodPut {
+			time.Sleep(200 * time.Millisecond) // 10 intervals
+		}
+		return nil, nil
+	}, nil)
+
+	a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}},
+	})
+	if a.StatusCode != http.StatusOK || bytes.Count(a.body, []byte("<?xml")) != 1 ||
+		bytes.Count(a.body, []byte("<CopyObjectResult")) != 1 {
+		t.Errorf("%d %s", a.StatusCode, a.body)
+	}
+	if got := string(p.mustGet("copy")); got != "new" {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -24,7 +24,6 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 
 	go func() {
 		defer close(ended)
-		text := xml.Header
 		for {
 			select {
 			case <-end:
@@ -32,8 +31,10 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 			case <-ticker.C:
 			}
 
-			if !c.w.begun() {
+			text := " "
+			if !c.w.begun() { // or an earlier attempt of the call has begun it
 				c.w.Header().Set("Content-Type", "application/xml")
+				text = xml.Header
 			}
 			if _, err := c.w.Write([]byte(text)); err != nil {
 				c.cancelContext(err)
@@ -41,7 +42,6 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 			}
 
 			_ = http.NewResponseController(c.w.ResponseWriter).Flush()
-			text = " "
 		}
 	}()
 
