@@ -298,7 +298,7 @@ func TestAdoptNeverRollsBack(t *testing.T) {
 			r.Method == http.MethodPost && strings.Contains(r.URL.RawQuery, "uploadId")
 		mu.Lock()
 		defer mu.Unlock()
-		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-check") || strings.HasSuffix(key, "/") {
+		if !ok || !writes || isProbe(r) || overwritten[key] || strings.HasSuffix(key, "/") {
 			return
 		}
 

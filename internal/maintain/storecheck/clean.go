@@ -50,9 +50,13 @@ func (p *Probe) Clean(ctx context.Context) error {
 	if p.cut {
 		time.Sleep(cutTries * cutPause)
 	}
-	if uploads, err := p.listed(ctx, uploads, p.name); err == nil {
-		for _, l := range uploads {
-			p.made(l.leftover) // its creation was interrupted
+	for _, list := range []listing{uploads, versions} {
+		found, err := p.listed(ctx, list, p.name)
+		if err != nil {
+			continue // what is noted is removed all the same
+		}
+		for _, l := range found {
+			p.made(l.leftover) // nobody heard the answer when it was made
 		}
 	}
 

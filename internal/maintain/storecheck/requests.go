@@ -81,7 +81,7 @@ func (p *Probe) send(
 	}
 	defer resp.Body.Close()
 
-	if id := resp.Header.Get("X-Amz-Version-Id"); id != "" && q.method != http.MethodHead && q.method != http.MethodGet {
+	if id := resp.Header.Get("X-Amz-Version-Id"); id != "" {
 		p.made(leftover{path: path, version: id})
 	}
 	var answer bytes.Buffer
