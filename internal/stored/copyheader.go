@@ -10,7 +10,7 @@ import (
 
 // copiedHeaders are the headers that a HEAD answer and a write request have
 // in common. The store's own encryption is left out: the bucket's default
-// applies, as it does to all requests of the proxy.
+// or origin.sse applies, as it does to all requests of the proxy.
 var copiedHeaders = []string{
 	"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires",
 	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
