@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/audit"
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
@@ -60,6 +61,8 @@ func (s *server) adminAPI() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /admin/purge", s.servePurge)
 	mux.HandleFunc("GET /admin/keys", s.serveKeys)
+	mux.HandleFunc("GET /admin/store", s.serveStore)
+	mux.HandleFunc("POST /admin/store", s.probeStore)
 	mux.HandleFunc(
 		"GET /admin/ttl-advisor",
 		func(w http.ResponseWriter, r *http.Request) { s.advisor.Handler().ServeHTTP(w, r) },
@@ -171,6 +174,35 @@ func (s *server) purge( //nolint:revive // one distinguishes key "" from all key
 	return n, s.record(audit.Record{
 		Event: "purge", Result: audit.OK, KMSKeyName: key, Operation: by, Remote: remote, Purged: &n,
 	})
+}
+
+// serveStore shows what is known about the store.
+func (s *server) serveStore(w http.ResponseWriter, _ *http.Request) {
+	answerJSON(w, describeStore(s.able.Known()))
+}
+
+// probeStore asks the store what it can do, now, in the bucket that the
+// parameter names.
+func (s *server) probeStore(w http.ResponseWriter, r *http.Request) {
+	bucket := r.URL.Query().Get("bucket")
+	if bucket == "" {
+		http.Error(w, "give the bucket in which test objects may be written: bucket=NAME", http.StatusBadRequest)
+		return
+	}
+	found, err := s.able.Probe(r.Context(), bucket)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	answerJSON(w, describeStore(found))
+}
+
+func describeStore(set capability.Set) map[string]string {
+	answers := make(map[string]string)
+	for c := range capability.All {
+		answers[c.String()] = set[c].String()
+	}
+	return answers
 }
 
 // keyStatus is a key in the response of /admin/keys.
