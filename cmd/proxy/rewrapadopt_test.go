@@ -327,7 +327,7 @@ func TestAdoptKilledAndResumed(t *testing.T) {
 	m.upload("parts/a", []int32{1, 2}, 5*mib, 6*mib)
 	m.replicate("replica", "", 0)
 	file := filepath.Join(m.dir, "state")
-	m.killed(60, "rewrap", "--adopt", "s3://bucket", "--state", file, "--parallel", "4", "--rate", "50")
+	m.killed(75, "rewrap", "--adopt", "s3://bucket", "--state", file, "--parallel", "4", "--rate", "50")
 	if _, err := os.Stat(file); err != nil {
 		t.Fatal("no state is left:", err)
 	}

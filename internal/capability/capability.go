@@ -48,6 +48,9 @@ const (
 	// PutIfMatch to DeleteIfMatch: the store honors the condition. It accepts
 	// the request if the condition is met, and else refuses it with 412.
 	PutIfMatch
+	// PutIfMatchBare is PutIfMatch with an ETag without its quotes, which is
+	// what Ceph 16 compares with.
+	PutIfMatchBare
 	PutIfNoneMatch
 	CopyIfMatch
 	CopySourceIfMatch
@@ -73,6 +76,7 @@ var texts = [count]struct{ name, yes, no string }{
 	LiteralDots:         {"literal_dots", "kept, or refused", "RESOLVED as in paths"},
 	CompleteETag:        {"complete_etag", "returned", "missing"},
 	PutIfMatch:          {"put_if_match", "honored", "NOT honored"},
+	PutIfMatchBare:      {"put_if_match_bare", "honored", "NOT honored"},
 	PutIfNoneMatch:      {"put_if_none_match", "honored", "NOT honored"},
 	CopyIfMatch:         {"copy_if_match", "honored", "NOT honored"},
 	CopySourceIfMatch:   {"copy_source_if_match", "honored", "NOT honored; the proxy checks each copy"},

@@ -61,7 +61,7 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	checked.Seen = text.seen
 
 	if e.cfg.Abilities.PutIfMatch {
-		header.Set("If-Match", w.stored)
+		header.Set("If-Match", e.cfg.Abilities.IfMatch(w.stored))
 	}
 
 	payload := &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -22,6 +23,7 @@ import (
 type Abilities struct {
 	CopyIfMatch     bool // CopyObject
 	PutIfMatch      bool // PutObject
+	BareETag        bool // it compares with an ETag without quotes
 	CompleteIfMatch bool // CompleteMultipartUpload
 	// ETagIsMD5 means that the ETag of a single-PUT object, and of a part,
 	// is the MD5 of its bytes.
@@ -31,12 +33,23 @@ type Abilities struct {
 // AbilitiesOf returns what matters here of what a store can do. What is
 // unknown counts as missing.
 func AbilitiesOf(set capability.Set) Abilities {
+	quoted, bare := set[capability.PutIfMatch] == capability.Yes, set[capability.PutIfMatchBare] == capability.Yes
 	return Abilities{
 		CopyIfMatch:     set[capability.CopyIfMatch] == capability.Yes,
-		PutIfMatch:      set[capability.PutIfMatch] == capability.Yes,
+		PutIfMatch:      quoted || bare,
+		BareETag:        bare && !quoted,
 		CompleteIfMatch: set[capability.CompleteIfMatch] == capability.Yes,
 		ETagIsMD5:       set[capability.MD5ETags] == capability.Yes,
 	}
+}
+
+// IfMatch returns the value of If-Match in a PutObject that must overwrite the
+// object with this ETag.
+func (a Abilities) IfMatch(etag string) string {
+	if a.BareETag {
+		return strings.Trim(etag, `"`)
+	}
+	return etag
 }
 
 // Config is what the packages that write objects have in common. Each of

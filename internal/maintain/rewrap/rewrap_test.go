@@ -618,8 +618,8 @@ func TestSafest(t *testing.T) {
 			rewrap.Copy,
 		},
 		"Ceph 16": {
-			capability.Set{capability.PutIfMatch: capability.No, capability.CopyIfMatch: capability.No},
-			rewrap.NoMethod,
+			capability.Set{capability.PutIfMatch: capability.No, capability.PutIfMatchBare: capability.Yes},
+			rewrap.Put,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -158,7 +158,7 @@ func (m *Mover) put(
 	defer body.Close()
 
 	if m.cfg.Abilities.PutIfMatch {
-		header.Set("If-Match", seen.ETag)
+		header.Set("If-Match", m.cfg.Abilities.IfMatch(seen.ETag))
 	} else if err := m.store.Unchanged(ctx, obj, seen.ETag); err != nil {
 		return err
 	}
@@ -177,7 +177,7 @@ func (m *Mover) putEmpty(ctx context.Context, obj crypt.Object, seen *stored.See
 		return err
 	}
 	if m.cfg.Abilities.PutIfMatch {
-		header.Set("If-Match", seen.ETag)
+		header.Set("If-Match", m.cfg.Abilities.IfMatch(seen.ETag))
 	} else if err := m.store.Unchanged(ctx, obj, seen.ETag); err != nil {
 		return err
 	}

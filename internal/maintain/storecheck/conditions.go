@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
@@ -20,6 +21,15 @@ func (p *Probe) findPutConditions(ctx context.Context, set *capability.Set) erro
 	}
 	put := func(name, value string) request { return p.putting(p.name, http.Header{name: {value}}, text) }
 	set[capability.PutIfMatch], err = p.honors(ctx, put("If-Match", etag), put("If-Match", neverAnETag))
+	if err != nil {
+		return fmt.Errorf("If-Match of PutObject: %w", err)
+	}
+
+	if etag, err = p.etag(ctx, p.name); err != nil {
+		return err
+	}
+	bare := func(etag string) string { return strings.Trim(etag, `"`) }
+	set[capability.PutIfMatchBare], err = p.honors(ctx, put("If-Match", bare(etag)), put("If-Match", bare(neverAnETag)))
 	if err != nil {
 		return fmt.Errorf("If-Match of PutObject: %w", err)
 	}

@@ -178,11 +178,21 @@ func TestCapabilities(t *testing.T) {
 			capability.Set{capability.MarkerMetadata: capability.No},
 		},
 		"ignores If-Match of PutObject": {
-			without(http.MethodPut, "If-Match"), capability.Set{capability.PutIfMatch: capability.No},
+			without(http.MethodPut, "If-Match"),
+			capability.Set{capability.PutIfMatch: capability.No, capability.PutIfMatchBare: capability.No},
 		},
-		"refuses every If-Match, as Ceph 16": {
+		"refuses every If-Match": {
 			func(r *http.Request, next http.RoundTripper, _ bool) (*http.Response, error) {
 				if r.Method == http.MethodPut && r.Header.Get("If-Match") != "" {
+					return answer(r, http.StatusPreconditionFailed, refusal("PreconditionFailed"))
+				}
+				return next.RoundTrip(r)
+			},
+			capability.Set{capability.PutIfMatch: capability.No, capability.PutIfMatchBare: capability.No},
+		},
+		"refuses every quoted If-Match, as Ceph 16": {
+			func(r *http.Request, next http.RoundTripper, _ bool) (*http.Response, error) {
+				if r.Method == http.MethodPut && strings.HasPrefix(r.Header.Get("If-Match"), `"`) {
 					return answer(r, http.StatusPreconditionFailed, refusal("PreconditionFailed"))
 				}
 				return next.RoundTrip(r)
