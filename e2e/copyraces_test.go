@@ -165,7 +165,7 @@ func checkRacingSelfCopies(t *testing.T, judge *goSDK, bucket string) {
 			Bucket: aws.String(bucket), Key: aws.String(key), CopySource: aws.String(bucket + "/" + key),
 			MetadataDirective: types.MetadataDirectiveReplace, Metadata: map[string]string{"i": strconv.Itoa(i)},
 		})
-		if err != nil && code(err) != "ServiceUnavailable" {
+		if err = sdkError(err); err != nil && code(err) != "ServiceUnavailable" {
 			t.Errorf("copy %d: %v", i, err)
 		}
 		if _, err := judge.get(bucket, key); err != nil {
