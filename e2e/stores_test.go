@@ -157,7 +157,7 @@ func (s *stack) ceph(t *testing.T, e endpoint) endpoint {
 	}
 	script("up", s.dir, port)
 	t.Cleanup(func() {
-		cmd := exec.Command("./ceph.sh", "down", s.dir) //nolint:noctx // the test's context has ended
+		cmd := exec.Command("./ceph.sh", "down", s.dir)
 		_ = cmd.Run()
 	})
 	return e

@@ -125,7 +125,7 @@ const (
 )
 
 // AnswerOf returns Yes or No.
-func AnswerOf(yes bool) Answer {
+func AnswerOf(yes bool) Answer { //nolint:revive // it converts a bool
 	if yes {
 		return Yes
 	}
@@ -171,11 +171,12 @@ var literal = []Capability{LiteralSlashes, LiteralLeadingSlash, LiteralBackslash
 func (s Set) Literal() Answer {
 	answer := Yes
 	for _, c := range literal {
-		switch {
-		case s[c] == No:
+		switch s[c] {
+		case No:
 			return No
-		case s[c] == Unknown:
+		case Unknown:
 			answer = Unknown
+		case Yes:
 		}
 	}
 	return answer

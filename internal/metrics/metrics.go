@@ -139,10 +139,7 @@ func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event
 
 // StoreCapability records whether the store can do something.
 func (m *Metrics) StoreCapability(name string, able bool) {
-	value := 0.0
-	if able {
-		value = 1
-	}
+	value := map[bool]float64{true: 1}[able]
 	m.capabilities.WithLabelValues(name).Set(value)
 }
 

@@ -59,7 +59,9 @@ func RunTests(m *testing.M, name string, use func(*Bucket)) {
 func (b *Bucket) Close() error { return b.store.Close() }
 
 // OriginConfig returns what is needed to send requests to the store.
-func (b *Bucket) OriginConfig() origin.Config { return OriginConfig(b.store.Transport(10 * time.Second)) }
+func (b *Bucket) OriginConfig() origin.Config {
+	return OriginConfig(b.store.Transport(10 * time.Second))
+}
 
 // Send is stored.Reader.Send for the store.
 func (b *Bucket) Send(r *http.Request) (*http.Response, error) {

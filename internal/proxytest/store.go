@@ -110,7 +110,7 @@ func OriginConfig(transport http.RoundTripper) origin.Config {
 	return origin.Config{
 		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: Region, PathStyle: true,
 		Uploads: origin.Always(origin.Uploads{Trailer: true, PartChecksums: true}),
-		Now: time.Now, Transport: transport,
+		Now:     time.Now, Transport: transport,
 		Credentials: credentials.NewStaticCredentialsProvider(AccessKey, SecretKey, ""),
 	}
 }

@@ -103,7 +103,7 @@ func (s *Server) countsParts(c *call, entries []listed) bool {
 // needsHead reports whether the size cannot be computed: the store's ETags
 // do not have the number of parts, or the object may be plaintext. counted is
 // the result of countsParts.
-func (s *Server) needsHead(c *call, e listed, counted bool) bool { //nolint:revive // counted describes the store
+func (s *Server) needsHead(c *call, e listed, counted bool) bool {
 	return e.size != "" && e.size != "0" && (!counted || s.Keys.AllowPlaintext(e.object, c.client.Name))
 }
 

@@ -1430,7 +1430,9 @@ func TestETagsWithoutPartCount(t *testing.T) {
 	for _, name := range []string{"one small part", "one empty part", "uniform, small last", "odd, appended", "gaps"} {
 		t.Run(name, func(t *testing.T) {
 			m := p.upload(name, layouts[name].sizes, layouts[name].numbers...)
-			r := p.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Capabilities = capability.Always(capability.Set{capability.PartCount: capability.No}) })
+			r := p.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
+				cfg.Capabilities = capability.Always(capability.Set{capability.PartCount: capability.No})
+			})
 			r.origin.set(nil, func(resp *http.Response) {
 				if resp.Header.Get("Content-Type") == "application/xml" {
 					body, _ := io.ReadAll(resp.Body)

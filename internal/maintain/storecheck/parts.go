@@ -13,7 +13,6 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // findPartChecksums creates an upload with a checksum algorithm, and looks
@@ -27,7 +26,7 @@ func (p *Probe) findPartChecksums(ctx context.Context, set *capability.Set) erro
 	if err != nil {
 		return err
 	}
-	if _, err := up.send(ctx, 1, text); err != nil {
+	if err := up.send(ctx, 1, text); err != nil {
 		return err
 	}
 	parts, err := up.list(ctx)
@@ -88,13 +87,23 @@ var countedParts = regexp.MustCompile(`-[0-9]+"?$`)
 // different lengths, and a final part. set is what the store can do, and
 // uniform is the setting origin.uniform_parts. If the store refuses it, Parts
 // finds out whether the setting would help.
-func (p *Probe) Parts(ctx context.Context, set capability.Set, uniform bool) (string, error) {
-	refusal, err := p.putParts(ctx, set, uniform)
+func (p *Probe) Parts( //nolint:revive // uniform is a setting
+	ctx context.Context,
+	set capability.Set,
+	uniform bool,
+) (string, error) {
+	const size = crypt.MinPartSize + crypt.PartOverhead
+	odd, equal := []int{size + 1, size, crypt.PartOverhead}, []int{size, size, crypt.PartOverhead}
+	used := odd
+	if uniform {
+		used = equal
+	}
+	refusal, err := p.putParts(ctx, set, used)
 	switch {
 	case err != nil:
 		return "", err
 	case refusal == nil && uniform:
-		if refusal, err = p.putParts(ctx, set, false); err == nil && refusal == nil {
+		if refusal, err = p.putParts(ctx, set, odd); err == nil && refusal == nil {
 			return "parts of different lengths accepted: with origin.uniform_parts: false, " +
 				"the end of each object would be authenticated", nil
 		}
@@ -105,7 +114,7 @@ func (p *Probe) Parts(ctx context.Context, set capability.Set, uniform bool) (st
 		return "", refusal
 	}
 
-	if worse, err := p.putParts(ctx, set, true); worse != nil || err != nil {
+	if worse, err := p.putParts(ctx, set, equal); worse != nil || err != nil {
 		return "", refusal
 	}
 	return "", fmt.Errorf("%w: the store accepts parts of equal length only: set origin.uniform_parts to true", refusal)
@@ -113,20 +122,14 @@ func (p *Probe) Parts(ctx context.Context, set capability.Set, uniform bool) (st
 
 // putParts uploads a multipart object of zeros and removes it. refusal is the
 // store's, if it does not complete the upload.
-func (p *Probe) putParts(ctx context.Context, set capability.Set, uniform bool) (refusal, err error) {
-	const size = crypt.MinPartSize + crypt.PartOverhead
-	lengths := []int{size + 1, size, crypt.PartOverhead}
-	if uniform {
-		lengths[0] = size
-	}
-
+func (p *Probe) putParts(ctx context.Context, set capability.Set, lengths []int) (refusal, err error) {
 	key := p.name + "-large"
 	up, err := p.createUpload(ctx, key, howFor(set))
 	if err != nil {
 		return nil, err
 	}
 	for i, length := range lengths {
-		if _, err := up.send(ctx, i+1, make([]byte, length)); err != nil {
+		if err := up.send(ctx, i+1, make([]byte, length)); err != nil {
 			return nil, fmt.Errorf("part %d of %d bytes: %w", i+1, length, err)
 		}
 	}
@@ -185,17 +188,14 @@ func (p *Probe) createUpload(ctx context.Context, key string, how how) (*upload,
 func uploadQuery(id string) string { return "uploadId=" + url.QueryEscape(id) }
 
 // send sends a part.
-func (u *upload) send(ctx context.Context, number int, body []byte) (part, error) {
-	got, err := u.probe.want(ctx, http.StatusOK, request{
+func (u *upload) send(ctx context.Context, number int, body []byte) error {
+	_, err := u.probe.want(ctx, http.StatusOK, request{
 		method:  http.MethodPut,
 		path:    u.path + "?partNumber=" + strconv.Itoa(number) + "&" + u.query,
 		body:    body,
 		trailer: u.how.trailer,
 	})
-	if err != nil {
-		return part{}, err
-	}
-	return part{PartNumber: number, ETag: got.header.Get("Etag"), ChecksumCRC32: stored.PartChecksumOf(got.header)}, nil
+	return err
 }
 
 // list returns the parts as the store lists them.
@@ -223,7 +223,7 @@ func (p *Probe) sendUpload(ctx context.Context, key string, set capability.Set) 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := up.send(ctx, 1, text); err != nil {
+	if err := up.send(ctx, 1, text); err != nil {
 		return nil, err
 	}
 	parts, err := up.list(ctx)
