@@ -72,7 +72,7 @@ bench: ## throughput, latency, CPU and memory, compared with the bare store and 
 	bench/run.sh
 
 .PHONY: e2e
-e2e: ## real clients against cmekproxy serve and a separate store (installs what it needs); STORE=minio for MinIO
+e2e: ## real clients against cmekproxy serve and a separate store (installs what it needs); STORE=minio, seaweedfs or ceph
 	STORE=$(STORE) e2e/run.sh
 
 .PHONY: e2e-full

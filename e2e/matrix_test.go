@@ -99,7 +99,7 @@ SSE-KMS at AWS. Objects that rclone puts in parts carry their MD5 in metadata, a
 With minio-js, ''putObject'' of a stream whose length is not told must be of 5 MiB or more, or be given the length: without it, minio-js sends
 parts, begins to number them at 2, and the proxy refuses an upload with a gap whose last part is too short to be followed by another.
 
-''make e2e'' runs all but mc and litestream, which take minutes to build: ''make e2e-full'' runs these too. ''STORE=minio'' has MinIO as the store
+''make e2e'' runs all but mc and litestream, which take minutes to build: ''make e2e-full'' runs these too. ''STORE=minio'', ''seaweedfs'' or ''ceph'' has another store
 in place of versitygw.
 
 Not run, as the tests install from Debian, npm and the Go module proxy only: aws-cli version 2 as AWS packages it (its default checksums are those

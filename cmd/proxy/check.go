@@ -143,7 +143,7 @@ func (c *checker) store(ctx context.Context, s *store, text []byte, bucket strin
 		return
 	}
 	c.sweep(ctx, probe)
-	dismiss, err := startCleaner(text, bucket, probe.Name())
+	dismiss, err := startCleaner(text, bucket, probe.ID())
 	if err != nil {
 		fmt.Fprintf(c.out, "warn  if this check is killed, its test objects stay until the next one: %v\n", err)
 	} else {

@@ -1,6 +1,9 @@
 // Package backoff has what retries of requests to the KMS and to the store
 // have in common: a budget, so that a server that is away does not get
 // several times as many requests, and pauses with jitter.
+//
+// There is no example: origin.Retrier and the clients of package kms show its
+// use.
 package backoff
 
 import (

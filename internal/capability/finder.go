@@ -80,7 +80,7 @@ func (f *Finder) Find(ctx context.Context, bucket string, needed ...Capability) 
 		if known := f.Known(); known.Knows(needed...) {
 			return known, nil
 		}
-		return f.probe(context.WithoutCancel(ctx), bucket)
+		return f.Probe(context.WithoutCancel(ctx), bucket)
 	})
 	select {
 	case <-done:
@@ -96,17 +96,13 @@ func (f *Finder) Learn(found Set) {
 	f.found, f.until = found, f.cfg.Now().Add(f.cfg.TTL)
 }
 
-// Probe asks the store now, and remembers the answers.
-func (f *Finder) Probe(ctx context.Context, bucket string) (Set, error) {
-	return f.probe(ctx, bucket)
-}
-
 func (f *Finder) failedLately(bucket string) bool {
 	until, ok := f.failed.Get(bucket)
 	return ok && f.cfg.Now().Before(until)
 }
 
-func (f *Finder) probe(ctx context.Context, bucket string) (Set, error) {
+// Probe asks the store now, and remembers the answers.
+func (f *Finder) Probe(ctx context.Context, bucket string) (Set, error) {
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.Timeout)
 	defer cancel()
 	found, err := f.cfg.Probe(ctx, bucket)

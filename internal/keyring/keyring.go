@@ -545,8 +545,8 @@ func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrap
 
 // OpenMoved is Open for an object that was written as obj and that an
 // operator has found at another name. The rules for either name may name the
-// key: whoever may use a key of the old name made the object, and whoever may
-// use a key of the new name can make objects there in any case.
+// key: a client that may use a key of the old name made the object, and one that
+// may use a key of the new name can make objects there in any case.
 func (k *Keyring) OpenMoved(ctx context.Context, obj, at Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.findToRead(obj, keyID)
 	if key != nil && err != nil && k.mayRead(at, key) == nil {

@@ -110,8 +110,8 @@ type Request struct {
 	Plaintext func(size int64) error
 }
 
-// at returns where the store has the object.
-func (q *Request) at() crypt.Object {
+// location returns where the store has the object.
+func (q *Request) location() crypt.Object {
 	if q.At == (crypt.Object{}) {
 		return q.Object
 	}
@@ -223,7 +223,7 @@ func (s *Reader) request(ctx context.Context, method string, q Request, header h
 		query.Set("versionId", q.Version)
 	}
 
-	at := q.at()
+	at := q.location()
 	u := &url.URL{
 		Path:     "/" + at.Bucket + "/" + at.Key,
 		RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20"),

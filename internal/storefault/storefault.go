@@ -7,6 +7,8 @@
 //	refusal.go     the fault in an answer of the store
 //
 // Faults of connections are made by package origin, which knows the address.
+//
+// There is no example: the tests show each kind of fault.
 package storefault
 
 import (

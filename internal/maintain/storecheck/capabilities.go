@@ -18,7 +18,7 @@ import (
 // out, its answer is Unknown, and the error says why. Call Clean afterwards.
 func (p *Probe) Capabilities(ctx context.Context) (capability.Set, error) {
 	var set capability.Set
-	first, err := p.put(ctx, p.name, nil)
+	first, err := p.putText(ctx, p.name, nil)
 	if err != nil {
 		return set, err // nothing else would work
 	}

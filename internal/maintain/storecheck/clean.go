@@ -93,22 +93,22 @@ const abandoned = 15 * time.Minute
 // as it is in the first page of a listing. It returns how many objects and
 // uploads it has removed.
 func (p *Probe) Sweep(ctx context.Context) (int, error) {
-	return p.sweep(ctx, p.cfg.Prefix+mark, abandoned)
+	return p.removeListed(ctx, p.cfg.Prefix+mark, abandoned)
 }
 
-// Name returns a name that all objects of the probe have in their keys.
-func (p *Probe) Name() string { return p.name }
+// ID returns a name that all objects of the probe have in their keys.
+func (p *Probe) ID() string { return p.name }
 
-// SweepAfter removes what another probe, whose Name this is, has left because
+// SweepAfter removes what another probe, whose ID this is, has left because
 // it was killed.
 func (p *Probe) SweepAfter(ctx context.Context, name string) (int, error) {
 	p.name = name
 	p.madeFolders()
-	n, err := p.sweep(ctx, name, 0)
+	n, err := p.removeListed(ctx, name, 0)
 	return n, errors.Join(err, p.Clean(ctx))
 }
 
-func (p *Probe) sweep(ctx context.Context, name string, age time.Duration) (n int, err error) {
+func (p *Probe) removeListed(ctx context.Context, name string, age time.Duration) (n int, err error) {
 	for _, prefix := range []string{name, "/" + name} {
 		for _, list := range []listing{versions, objects, uploads} {
 			found, err := p.listed(ctx, list, prefix)

@@ -76,7 +76,7 @@ func (p *Probe) findCopyConditions(ctx context.Context, set *capability.Set) err
 // findDeleteCondition tests If-Match of DeleteObject.
 func (p *Probe) findDeleteCondition(ctx context.Context, set *capability.Set) error {
 	key := p.name + "-delete"
-	put, err := p.put(ctx, key, nil)
+	put, err := p.putText(ctx, key, nil)
 	if err != nil {
 		return err
 	}

@@ -112,8 +112,8 @@ func (r reply) err() error {
 	return fmt.Errorf("the store answered %d: %.300s", r.status, r.body)
 }
 
-// put stores the probe's text under a key.
-func (p *Probe) put(ctx context.Context, key string, header http.Header) (reply, error) {
+// putText stores the probe's text under a key.
+func (p *Probe) putText(ctx context.Context, key string, header http.Header) (reply, error) {
 	return p.want(ctx, http.StatusOK, p.putting(key, header, text))
 }
 

@@ -77,7 +77,7 @@ func (p *Probe) List(ctx context.Context) (string, error) {
 // Put stores the probe's object, with 2 KB of metadata.
 func (p *Probe) Put(ctx context.Context) (string, error) {
 	value := hex.EncodeToString(make([]byte, 1000))
-	stored, err := p.put(ctx, p.name, http.Header{"X-Amz-Meta-Cmek-Check": {value}})
+	stored, err := p.putText(ctx, p.name, http.Header{"X-Amz-Meta-Cmek-Check": {value}})
 	if err != nil {
 		return "", err
 	}

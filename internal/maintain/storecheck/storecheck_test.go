@@ -332,10 +332,10 @@ func TestSweepAfter(t *testing.T) {
 	if n, err := sweeper.Sweep(t.Context()); n != 0 || err != nil {
 		t.Errorf("%d new objects removed, %v", n, err)
 	}
-	if n, err := sweeper.SweepAfter(t.Context(), killed.Name()); n == 0 || err != nil {
+	if n, err := sweeper.SweepAfter(t.Context(), killed.ID()); n == 0 || err != nil {
 		t.Errorf("%d objects removed, %v", n, err)
 	}
-	if n, err := sweeper.SweepAfter(t.Context(), killed.Name()); n != 0 || err != nil {
+	if n, err := sweeper.SweepAfter(t.Context(), killed.ID()); n != 0 || err != nil {
 		t.Errorf("%d objects removed the second time, %v", n, err)
 	}
 	if err := running.Clean(t.Context()); err != nil {
