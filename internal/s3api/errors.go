@@ -1,6 +1,7 @@
 package s3api
 
 import (
+	"cmp"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -402,6 +403,8 @@ func (e *Error) write(w http.ResponseWriter, r *http.Request, resource, requestI
 	}
 }
 
+// xml returns the document. Some stores send no message; aws-cli 1 fails
+// without one.
 func (e *Error) xml(resource, requestID string) []byte {
 	doc := struct {
 		XMLName   xml.Name `xml:"Error"`
@@ -410,7 +413,7 @@ func (e *Error) xml(resource, requestID string) []byte {
 		Details   []xmlText
 		Resource  string
 		RequestID string `xml:"RequestId"`
-	}{Code: e.Code, Message: e.Message, Resource: resource, RequestID: requestID}
+	}{Code: e.Code, Message: cmp.Or(e.Message, http.StatusText(e.Status())), Resource: resource, RequestID: requestID}
 
 	for _, detail := range e.Details {
 		doc.Details = append(doc.Details, xmlText{xml.Name{Local: detail[0]}, detail[1]})

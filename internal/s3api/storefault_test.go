@@ -1,6 +1,7 @@
 package s3api_test
 
 import (
+	"bytes"
 	"io"
 	"maps"
 	"net/http"
@@ -329,5 +330,22 @@ func TestRetriesAreLogged(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
 	if !strings.Contains(lines[len(lines)-1], `"origin_retries":2`) || strings.Contains(lines[0], "origin_retries") {
 		t.Errorf("the log has %s", lines)
+	}
+}
+
+// Ceph sends no message with some errors, and aws-cli 1 fails without one.
+func TestRefusalsWithoutAMessage(t *testing.T) {
+	p := newProxy(t)
+	p.put("k", []byte("text"))
+	p.origin.set(func(r *http.Request) (*http.Response, error) {
+		body := "<Error><Code>PreconditionFailed</Code></Error>"
+		return &http.Response{
+			StatusCode: http.StatusPreconditionFailed, Header: http.Header{}, Request: r,
+			Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)),
+		}, nil
+	}, nil)
+	got := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+	if got.Code != "PreconditionFailed" || !bytes.Contains(got.body, []byte("<Message>Precondition Failed</Message>")) {
+		t.Errorf("%d %s", got.StatusCode, got.body)
 	}
 }
