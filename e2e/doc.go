@@ -6,12 +6,15 @@
 // mounted buckets and databases.
 //
 // run.sh installs and builds what is needed and runs the tests. The tests
-// start a store (versitygw), a KMS (kmsd) and two proxies as separate
-// processes. At the end, they search everything that the store has written
-// to disk for the data that the clients sent.
+// start a store, a KMS (kmsd) and two proxies as separate processes. The store
+// is versitygw, or MinIO, SeaweedFS or Ceph. The proxies' configuration names
+// only its address and credentials. At the end, the tests search everything
+// that the store keeps for the data that the clients sent.
 //
 //	main_test.go          the clients and scripts, and the tests of both
 //	stack_test.go         the processes
+//	stores_test.go        the stores; ceph.sh starts Ceph
+//	copyraces_test.go     copies that race overwrites
 //	fixture_test.go       the bodies and keys that clients store
 //	client_test.go        the operations of a client; each client has its
 //	                      own file, and js/ and py/ have the scripts
