@@ -81,7 +81,7 @@ e2e-full: ## e2e, plus the clients that take minutes to build: mc and litestream
 
 .PHONY: conformance
 conformance: ## the store's conformance suite, at the store and through the proxy; e2e/conformance.txt explains the differences
-	e2e/conformance.sh
+	STORE=$(STORE) e2e/conformance.sh
 
 .PHONY: proof
 proof: ## measure the full revocation window (20 minutes) and print the table of docs/revocation.md

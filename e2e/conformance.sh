@@ -4,6 +4,8 @@
 # the store must be in conformance.txt, below the reason. A case that is in
 # conformance.txt and passes through the proxy is an error too.
 #
+#   STORE=ceph      another store: what passes there only, and is not in
+#                   conformance.txt, is reported
 #   E2E_CASES=^Put  run only the cases of the store's suite that match
 #   E2E_UPDATE=1    remove from conformance.txt what passes, add what fails
 #                   (without a reason), and write the section of

@@ -16,6 +16,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 // The store has its own conformance suite, which can run against any
@@ -58,13 +61,13 @@ func TestConformance(t *testing.T) {
 		case v.lost() && (!listed || reason == unexplained):
 			t.Errorf("%s passes at the store only: %s", name, v.proxied)
 			expected.add(name, unexplained)
-		case listed && !v.lost():
+		case listed && !v.lost() && storeKind() == "versitygw": // conformance.txt is about this store
 			t.Errorf("%s does not pass at the store only, but %s has a reason for it: %s", name, suiteExpected, reason)
 			delete(expected.reasons, name)
 		}
 	}
 
-	if some != "" {
+	if some != "" || storeKind() != "versitygw" {
 		return
 	}
 	for name := range expected.reasons {
@@ -255,14 +258,7 @@ func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
 	}
 
 	out, err := runSuiteCommand(t, e, args...)
-	for _, dir := range []string{l.store.dir, l.store.versions} {
-		left, _ := filepath.Glob(filepath.Join(dir, "*"))
-		for _, path := range left {
-			if dir != "" {
-				_ = os.RemoveAll(path)
-			}
-		}
-	}
+	l.clear()
 	if err == nil {
 		return ""
 	}
@@ -274,6 +270,61 @@ func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
 		return "the case crashes on the answer"
 	}
 	return cmp.Or(strings.TrimSpace(out), err.Error())
+}
+
+// clear removes everything that the store has.
+func (l *lane) clear() {
+	if storeKind() != "versitygw" {
+		removeBuckets(newGoSDK(l.store.store))
+		return
+	}
+	for _, dir := range []string{l.store.dir, l.store.versions} {
+		left, _ := filepath.Glob(filepath.Join(dir, "*"))
+		for _, path := range left {
+			if dir != "" {
+				_ = os.RemoveAll(path)
+			}
+		}
+	}
+}
+
+// removeBuckets removes all buckets, as far as the store allows it: a bucket
+// that stays makes the next case fail, and that says so.
+func removeBuckets(c *goSDK) {
+	ctx := context.Background()
+	buckets, err := c.s3.ListBuckets(ctx, &s3.ListBucketsInput{})
+	if err != nil {
+		return
+	}
+	for _, bucket := range buckets.Buckets {
+		if uploads, err := c.s3.ListMultipartUploads(ctx, &s3.ListMultipartUploadsInput{Bucket: bucket.Name}); err == nil {
+			for _, u := range uploads.Uploads {
+				_, _ = c.s3.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
+					Bucket: bucket.Name, Key: u.Key, UploadId: u.UploadId,
+				})
+			}
+		}
+
+		remove := func(key, version *string) {
+			_, _ = c.s3.DeleteObject(ctx, &s3.DeleteObjectInput{
+				Bucket: bucket.Name, Key: key, VersionId: version, BypassGovernanceRetention: aws.Bool(true),
+			})
+		}
+		versions := s3.NewListObjectVersionsPaginator(c.s3, &s3.ListObjectVersionsInput{Bucket: bucket.Name})
+		for versions.HasMorePages() {
+			page, err := versions.NextPage(ctx)
+			if err != nil {
+				break
+			}
+			for _, v := range page.Versions {
+				remove(v.Key, v.VersionId)
+			}
+			for _, m := range page.DeleteMarkers {
+				remove(m.Key, m.VersionId)
+			}
+		}
+		_, _ = c.s3.DeleteBucket(ctx, &s3.DeleteBucketInput{Bucket: bucket.Name})
+	}
 }
 
 var colors = regexp.MustCompile("\x1b\\[[0-9]*m")

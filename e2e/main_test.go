@@ -261,12 +261,16 @@ func putsIfMatch(t *testing.T, s *stack) bool {
 // because a store may keep deleted data for a while.
 func storable(c *goSDK, bucket, key string) error {
 	const text = "Does the store keep this key?"
-	if err := c.put(bucket, key, []byte(text)); err != nil {
+	if err := c.putWith(bucket, key, []byte(text), attributes{metadata: map[string]string{"kept": "yes"}}); err != nil {
 		return errors.New(code(err))
 	}
 
 	if got, err := c.get(bucket, key); err != nil || string(got) != text {
 		return fmt.Errorf("reading it back: %s", code(err))
+	}
+	if a, err := c.head(bucket, key); err != nil || a.metadata["kept"] != "yes" {
+		_ = c.remove(bucket, key)
+		return errors.New("its metadata is not kept, which the envelope needs")
 	}
 	sizes, err := c.list(bucket, "")
 	if err != nil {
@@ -283,7 +287,7 @@ func storable(c *goSDK, bucket, key string) error {
 // checkStore searches the files of the store. Without a proxy the search
 // must find plaintext, which shows that it works.
 func checkStore(t *testing.T, s *stack, f *fixture) {
-	files, size, found, err := searchStore(s, f.plaintexts())
+	files, size, found, err := searchStore(s, newSearcher(f.plaintexts()).find)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -374,7 +374,7 @@ func checkAtRest(t *testing.T, c *cluster, text []byte) {
 		pieces = append(pieces, text[at:at+64])
 	}
 
-	files, size, found, err := searchFiles(c.store.dir, func(data []byte) (int, bool) { // zeros are part of the format here
+	files, size, found, err := searchStore(c.store, func(data []byte) (int, bool) { // zeros are part of the format here
 		for _, piece := range pieces {
 			if i := bytes.Index(data, piece); i >= 0 {
 				return i, true

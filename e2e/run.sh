@@ -126,6 +126,7 @@ if wanted litestream; then
   install_go litestream github.com/benbjohnson/litestream github.com/benbjohnson/litestream/cmd/litestream "$litestream" "four minutes"
 fi
 if [[ -n ${E2E_CONFORMANCE:-} ]]; then
+  install_go versitygw github.com/versity/versitygw github.com/versity/versitygw/cmd/versitygw "$versitygw" "a few minutes"
   # The program builds only without the build tag in its file. With the tag,
   # it belongs to the package of the library.
   say "building minio-go's functional tests"

@@ -96,8 +96,7 @@ func common(a []byte, i int, b []byte, j int) int {
 
 // searchStore searches everything that the store has. It returns the number of
 // files and bytes, and the files that contain plaintext.
-func searchStore(s *stack, plaintexts [][]byte) (files int, size int64, found []string, err error) {
-	find := newSearcher(plaintexts).find
+func searchStore(s *stack, find func([]byte) (offset int, found bool)) (files int, size int64, found []string, err error) {
 	if storeKind() == "ceph" { // it keeps objects in memory
 		return searchObjects(newGoSDK(s.store), find)
 	}
