@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 )
@@ -142,24 +141,26 @@ const cephPorts = 20
 // ceph starts a Ceph of one node. It has no TLS.
 func (s *stack) ceph(t *testing.T, e endpoint) endpoint {
 	t.Helper()
-	_, port, err := net.SplitHostPort(e.host())
-	if err != nil {
-		t.Fatal(err)
-	}
-	nextPort.Add(cephPorts)
-
-	script := func(args ...string) {
-		cmd := exec.CommandContext(t.Context(), "./ceph.sh", args...)
-		cmd.Env = environment("CEPH_ACCESS="+e.accessKey, "CEPH_SECRET="+e.secret, "CEPH_REGION="+region)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("ceph.sh %s: %v\n%s", strings.Join(args, " "), err, out)
+	var failure error
+	for range 3 { // another process may have taken one of the ports
+		_, port, err := net.SplitHostPort(e.host())
+		if err != nil {
+			t.Fatal(err)
 		}
+		nextPort.Add(cephPorts)
+
+		dir := filepath.Join(s.dir, port)
+		cmd := exec.CommandContext(t.Context(), "./ceph.sh", "up", dir, port)
+		cmd.Env = environment("CEPH_ACCESS="+e.accessKey, "CEPH_SECRET="+e.secret, "CEPH_REGION="+region)
+		out, err := cmd.CombinedOutput()
+		t.Cleanup(func() { _ = exec.Command("./ceph.sh", "down", dir).Run() })
+		if err == nil {
+			return e
+		}
+		failure = fmt.Errorf("ceph.sh: %w\n%s", err, out)
+		e.url = "http://" + freeAddress(t)
 	}
-	script("up", s.dir, port)
-	t.Cleanup(func() {
-		cmd := exec.Command("./ceph.sh", "down", s.dir)
-		_ = cmd.Run()
-	})
+	t.Fatal(failure)
 	return e
 }
 
