@@ -108,7 +108,7 @@ func probeAgain(err error) time.Duration {
 	if status := stored.StatusOf(err); status == 0 || status >= 500 {
 		return 2 * time.Second
 	}
-	return time.Minute
+	return 10 * time.Minute // somebody has to change a right
 }
 
 // refusalOfProbe accepts refusals that have an S3 error code as the store's
