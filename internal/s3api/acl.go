@@ -137,8 +137,12 @@ type accessControl struct {
 }
 
 // valid reports whether S3 would accept the document: it names an owner, and
-// each grant has a grantee and a permission.
+// each grant has a grantee and a permission. The ACLs of MinIO name nobody;
+// clients send back what they get there.
 func (a *accessControl) valid() bool {
+	if a.nameless() {
+		return true
+	}
 	for _, g := range a.Grants {
 		if !permissions.has(g.Permission) {
 			return false
@@ -158,9 +162,29 @@ func (a *accessControl) valid() bool {
 	return a.Owner.ID != ""
 }
 
+// nameless reports whether the document grants full control to its owner, and
+// has no id of either.
+func (a *accessControl) nameless() bool {
+	for _, g := range a.Grants {
+		if g.Grantee.ID != "" || len(g.Grantee.Unknown) > 1 || g.Grantee.Type != "CanonicalUser" ||
+			g.Permission != "FULL_CONTROL" {
+			return false
+		}
+		for _, u := range g.Grantee.Unknown { // MinIO has the type as an element too
+			if u.XMLName.Local != "Type" {
+				return false
+			}
+		}
+	}
+	return a.Owner.ID == "" && len(a.Grants) == 1
+}
+
 // private reports whether the owner has full control, and no other grants
 // exist.
 func (a *accessControl) private() bool {
+	if a.nameless() {
+		return true
+	}
 	for _, g := range a.Grants {
 		if g.Grantee.Type == "Group" || g.Grantee.ID != a.Owner.ID || g.Permission != "FULL_CONTROL" {
 			return false

@@ -378,6 +378,15 @@ func TestACLs(t *testing.T) {
 		{"a group with the owner's ID", "", policy(typed("Group", "<ID>owner</ID>", "FULL_CONTROL")), "NotImplemented"},
 		{"nobody", "", policy(), "NotImplemented"},
 		{"no owner", "", strings.Replace(policy(own), "<ID>owner</ID>", "", 1), "MalformedACLError"},
+		{"no owner and no grantee, as MinIO has it", "", strings.Replace(
+			policy(grant("<Type>CanonicalUser</Type>", "FULL_CONTROL")), "<ID>owner</ID>", "<ID />", 1,
+		), ""},
+		{"no owner, and a grantee by its address", "", strings.Replace(
+			policy(grant("<EmailAddress>a@b</EmailAddress>", "FULL_CONTROL")), "<ID>owner</ID>", "", 1,
+		), "MalformedACLError"},
+		{"no owner, and everybody", "", strings.Replace(
+			policy(typed("Group", "<URI>"+group+"</URI>", "FULL_CONTROL")), "<ID>owner</ID>", "", 1,
+		), "MalformedACLError"},
 		{"somebody else", "", policy(own, grant("<ID>other</ID>", "READ")), "NotImplemented"},
 		{"everybody", "", policy(own, typed("Group", "<URI>"+group+"</URI>", "READ")), "NotImplemented"},
 		{
