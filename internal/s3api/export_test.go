@@ -26,9 +26,6 @@ func Rows() (rows []Row) {
 	return rows
 }
 
-// Forget clears the server's cache of layouts.
-func (s *Server) Forget() { s.layouts = stored.NewCache() }
-
 // IgnoredRow is a row of the table of names without an effect.
 type IgnoredRow struct{ In, Names, Ops string }
 
@@ -39,3 +36,6 @@ func IgnoredRows() (rows []IgnoredRow) {
 	}
 	return rows
 }
+
+// Forget clears the server's cache of layouts.
+func (s *Server) Forget() { s.layouts = stored.NewCache() }
