@@ -6,8 +6,10 @@ import { createHash, randomBytes } from "node:crypto";
 import { createReadStream, readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
+  CompleteMultipartUploadCommand,
   CopyObjectCommand,
   CreateBucketCommand,
+  CreateMultipartUploadCommand,
   DeleteBucketCommand,
   DeleteObjectCommand,
   DeleteObjectTaggingCommand,
@@ -22,6 +24,7 @@ import {
   PutObjectCommand,
   PutObjectTaggingCommand,
   S3Client,
+  UploadPartCommand,
   paginateListObjectsV2,
 } from "@aws-sdk/client-s3";
 import { Upload } from "@aws-sdk/lib-storage";
@@ -196,12 +199,7 @@ async function presigned(c) {
   await fetched(c, "another key", url.replace("-65497", "-65496"), 403);
   await fetched(c, "another expiry", url.replace("X-Amz-Expires=3600", "X-Amz-Expires=7200"), 403);
   await fetched(c, "another method", url, 403, null, { method: "DELETE" });
-  // Without a body to sign, the SDK puts the checksum of an empty body into
-  // the URL. Some servers ignore it, and some check the body against it. The
-  // workaround is the same for both.
-  const byDefault = await fetch(await sign(PutObjectCommand, "presigned-default"), { method: "PUT", body: data(b) });
-  const answer = await byDefault.text();
-  c.same("PUT by default is stored or BadDigest", byDefault.status === 200 || answer.includes("<Code>BadDigest</Code>") || answer, true);
+  if (M.proxied) await presignedByDefault(c, data(b)); // some stores check the body against the checksum in the URL
   const plain = client(undefined, { requestChecksumCalculation: "WHEN_REQUIRED" });
   const put = await getSignedUrl(plain, new PutObjectCommand({ Bucket, Key: "presigned" }), { expiresIn: 3600 });
   await fetched(c, "PUT", put, 200, null, { method: "PUT", body: data(b) });
@@ -209,6 +207,30 @@ async function presigned(c) {
   const brief = await sign(GetObjectCommand, "bodies/" + b.name, 1);
   await sleep(2500);
   await fetched(c, "expired", brief, 403);
+}
+
+// presignedByDefault uploads an object and a part with the SDK's defaults.
+// Without a body to sign, the SDK puts the checksum of an empty body into the
+// URL, which S3 ignores.
+async function presignedByDefault(c, content) {
+  const upload = async (what, command) => {
+    const url = await getSignedUrl(s3, command, { expiresIn: 3600 });
+    c.same(`${what} has the checksum of nothing`, new URL(url).searchParams.get("x-amz-checksum-crc32"), "AAAAAA==");
+    const answer = await fetch(url, { method: "PUT", body: content });
+    c.same(`${what} by default: ${await answer.text()}`, answer.status, 200);
+    c.same(`${what} by default, checksum in the answer`, answer.headers.get("x-amz-checksum-crc32"), null);
+    return answer.headers.get("etag");
+  };
+
+  await upload("PUT", new PutObjectCommand({ Bucket, Key: "presigned-default" }));
+  c.same("stored by the default URL", await get("presigned-default", { ChecksumMode: "ENABLED" }), content);
+
+  const Key = "presigned-part";
+  const { UploadId } = await s3.send(new CreateMultipartUploadCommand({ Bucket, Key }));
+  const ETag = await upload("a part", new UploadPartCommand({ Bucket, Key, UploadId, PartNumber: 1 }));
+  const MultipartUpload = { Parts: [{ PartNumber: 1, ETag }] };
+  await s3.send(new CompleteMultipartUploadCommand({ Bucket, Key, UploadId, MultipartUpload }));
+  c.same("stored as a part by the default URL", await get(Key, { ChecksumMode: "ENABLED" }), content);
 }
 
 async function metadata(c) {

@@ -17,11 +17,20 @@ import (
 // the working directory.
 var compatibilityDoc, _ = filepath.Abs("../../docs/s3-compatibility.md")
 
-var update = flag.Bool("update", false, "write the table of operations into docs/s3-compatibility.md")
+var update = flag.Bool("update", false, "write the tables of the code into docs/s3-compatibility.md")
 
-// The page has the table of operations, generated from the routes.
+// The page has the tables of operations and of names without an effect.
 func TestCompatibilityDoc(t *testing.T) {
-	const begin, end = "<!-- operations -->\n", "<!-- /operations -->"
+	for name, want := range map[string]string{"operations": operationsTable(), "ignored": ignoredTable()} {
+		t.Run(name, func(t *testing.T) { checkSection(t, name, want) })
+	}
+}
+
+// checkSection compares a section of the page, which lies between two
+// comments, or writes it.
+func checkSection(t *testing.T, name, want string) {
+	t.Helper()
+	begin, end := "<!-- "+name+" -->\n", "<!-- /"+name+" -->"
 	page, err := os.ReadFile(compatibilityDoc)
 	if err != nil {
 		t.Fatal(err)
@@ -32,22 +41,39 @@ func TestCompatibilityDoc(t *testing.T) {
 	if !ok || !ok2 {
 		t.Fatalf("%s has no %s … %s", compatibilityDoc, begin, end)
 	}
-
-	want := operationsTable()
 	if table == want {
 		return
 	}
 
 	if !*update {
 		t.Fatalf(
-			"%s does not have the operations of routes.go; update it:\ngo test ./internal/s3api -run TestCompatibilityDoc -update",
-			compatibilityDoc,
+			"%s does not have the %s of the code; update it:\ngo test ./internal/s3api -run TestCompatibilityDoc -update",
+			compatibilityDoc, name,
 		)
 	}
-
 	if err := os.WriteFile(compatibilityDoc, []byte(before+begin+want+end+after), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func ignoredTable() string {
+	var b strings.Builder
+	b.WriteString("| where | ignored | in | why |\n|---|---|---|---|\n")
+	for _, row := range ignoredNames {
+		names := "names that S3 does not have"
+		if row.names != unknownNames {
+			names = "`" + strings.Join(strings.Fields(row.names), "`, `") + "`"
+		}
+		if row.in == inPresigned {
+			names = "`x-amz-checksum-` of an algorithm, `x-amz-sdk-checksum-algorithm`"
+		}
+		ops := row.ops
+		if ops != reads && ops != everyOp {
+			ops = strings.ReplaceAll(ops, " ", ", ")
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", row.in, names, ops, row.why)
+	}
+	return b.String()
 }
 
 func operationsTable() string {

@@ -26,5 +26,16 @@ func Rows() (rows []Row) {
 	return rows
 }
 
+// IgnoredRow is a row of the table of names without an effect.
+type IgnoredRow struct{ In, Names, Ops string }
+
+// IgnoredRows returns the table of names without an effect.
+func IgnoredRows() (rows []IgnoredRow) {
+	for _, r := range ignoredNames {
+		rows = append(rows, IgnoredRow{string(r.in), r.names, r.ops})
+	}
+	return rows
+}
+
 // Forget clears the server's cache of layouts.
 func (s *Server) Forget() { s.layouts = stored.NewCache() }

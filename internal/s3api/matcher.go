@@ -16,6 +16,7 @@ type route struct {
 	matchHeader []string // required headers
 	queryNames  nameSet  // allowed query parameters: match and query
 	headerNames nameSet  // allowed x-amz- headers
+	ignores     ignores  // names without an effect
 }
 
 // routes are the operations, in the order in which they are matched.
@@ -25,7 +26,7 @@ func newRoutes(table []operation) []route {
 	out := make([]route, len(table))
 	for i, op := range table {
 		row := &out[i]
-		row.operation = op
+		row.operation, row.ignores = op, newIgnores(op)
 		row.queryNames, row.headerNames = setOf(op.query), setOf(op.headers)
 
 		for match := range strings.FieldsSeq(op.match) {

@@ -112,8 +112,15 @@ func (c *call) takeHoisted() error {
 	c.Header = c.Header.Clone()
 
 	for name, values := range c.query {
-		if signatureNames.has(name) || !c.route.allowsHeader(strings.ToLower(name)) ||
-			customerNames.has(strings.ToLower(name)) { // keys do not belong in a URL
+		lower := strings.ToLower(name)
+		if signatureNames.has(name) {
+			continue
+		}
+		if c.route.ignoresHoisted(lower) {
+			delete(c.query, name)
+			continue
+		}
+		if !c.route.allowsHeader(lower) || customerNames.has(lower) { // keys do not belong in a URL
 			continue
 		}
 
@@ -150,6 +157,7 @@ func (c *call) checkNames() error {
 		}
 	}
 
+	var ignored []string
 	for name, values := range c.Header {
 		if !isAmz(name) && len(values) == 1 {
 			continue
@@ -157,6 +165,10 @@ func (c *call) checkNames() error {
 
 		name = strings.ToLower(name)
 		if isAmz(name) && !c.route.allowsHeader(name) {
+			if c.route.ignoresHeader(name) {
+				ignored = append(ignored, name)
+				continue
+			}
 			if strings.HasPrefix(name, strings.ToLower(checksumPrefix)) {
 				return badRequest(
 					"InvalidRequest",
@@ -173,6 +185,7 @@ func (c *call) checkNames() error {
 		}
 	}
 
+	c.logIgnored(ignored)
 	if c.route.flags&checksACL != 0 {
 		return nil
 	}

@@ -186,7 +186,7 @@ func TestUnknownIsRefused(t *testing.T) {
 	for _, row := range []request{
 		{method: "POST", path: b + "/k?select&select-type=2"},
 		{method: "GET", path: b + "/k?torrent"},
-		{method: "GET", path: b + "/k?never-heard-of"},
+		{method: "PUT", path: b + "/k?never-heard-of", body: []byte("more")},
 		{method: "GET", path: b + "?location&=x"}, // a parameter without a name
 		{method: "PATCH", path: b + "/k"},
 		{method: "POST", path: b + "/k"},

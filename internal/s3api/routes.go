@@ -57,6 +57,7 @@ const (
 // operation is one S3 operation, a row of the table. A request that matches
 // no row is refused with NotImplemented. So is a query parameter or x-amz-
 // header that the row does not name: it could change what the request means.
+// ignoredNames has the exceptions.
 type operation struct {
 	op     string
 	method string
@@ -243,10 +244,14 @@ var operations = []operation{
 var commonNames = setOf(
 	"x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length",
 	"x-amz-trailer x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type",
-	"x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1",
-	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64",
-	"x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer",
+	"x-amz-expected-bucket-owner x-amz-request-payer",
+	digestHeaders,
 )
+
+// digestHeaders are the headers with a checksum of the payload.
+const digestHeaders = "x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1" +
+	" x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64" +
+	" x-amz-checksum-xxhash3 x-amz-checksum-xxhash128"
 
 // overrideNames are the query parameters that set response headers.
 var overrideNames = setOf(overrides)

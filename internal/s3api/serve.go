@@ -151,6 +151,7 @@ func (s *Server) handle(c *call) error {
 	row := s.matcher.find(c)
 	if row != nil {
 		c.op, c.route = row.op, row
+		c.dropParameters()
 	}
 	if err := s.checkPathNames(c); err != nil {
 		return err

@@ -34,8 +34,11 @@ func Anonymous(r *http.Request) (*Auth, error) {
 		hash = values[0]
 	}
 
+	token, err := tokenHeader(r)
 	switch {
-	case len(r.Header.Values(securityToken)) > 0:
+	case err != nil:
+		return nil, err
+	case token != "":
 		return nil, errToken()
 	case payloads[hash].signed:
 		return nil, fail("AccessDenied", "An unsigned request cannot have signed chunks.")

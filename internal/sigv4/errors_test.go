@@ -79,6 +79,7 @@ var alteredRequests = []struct {
 	{"both mechanisms, algorithm", withQuery("X-Amz-Algorithm=AWS4-HMAC-SHA256"), "InvalidArgument"},
 	{"two Authorization headers", addHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a"), "InvalidArgument"},
 	{"session token, not signed", setHeader("X-Amz-Security-Token", "token"), "AccessDenied"},
+	{"session token, empty and not signed", setHeader("X-Amz-Security-Token", ""), "AccessDenied"},
 	{"SigV2", setHeader("Authorization", "AWS "+accessKey+":frJIUN8DYpKDtOLCwo//yllqDzg="), "InvalidRequest"},
 	{"basic", setHeader("Authorization", "Basic YTpi"), "InvalidArgument"},
 	{"empty Authorization", setHeader("Authorization", ""), "InvalidArgument"},

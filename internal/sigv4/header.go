@@ -155,14 +155,15 @@ func parseTime(text string) (time.Time, error) {
 
 const securityToken = "X-Amz-Security-Token" //nolint:gosec // a header name, not a credential
 
-// tokenHeader returns the session token, or "" if none exists.
-// checkSigned checks that the header is signed.
+// tokenHeader returns the session token, or "" if none exists. An empty token
+// counts as none, because some SDKs send the value of AWS_SESSION_TOKEN even
+// if it is empty. checkSigned checks that the header is signed.
 func tokenHeader(r *http.Request) (string, error) {
 	values := r.Header.Values(securityToken)
 	switch {
 	case len(values) == 0:
 		return "", nil
-	case len(values) > 1 || values[0] == "":
+	case len(values) > 1:
 		return "", errToken()
 	default:
 		return values[0], nil

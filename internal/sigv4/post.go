@@ -126,11 +126,7 @@ func postClaim(fields map[string]string) (*claim, error) {
 			"ArgumentName", "x-amz-credential", "ArgumentValue", fields["x-amz-credential"])
 	}
 
-	var ok bool
-	// Check requires the policy to name this field.
-	if c.token, ok = fields["x-amz-security-token"]; ok && c.token == "" {
-		return nil, errToken()
-	}
+	c.token = fields["x-amz-security-token"] // Check requires the policy to name this field
 
 	return c, nil
 }

@@ -76,9 +76,9 @@ func presignedToken(r *http.Request, values map[string]string) (string, error) {
 	switch {
 	case err != nil:
 		return "", err
-	case !inQuery:
+	case !inQuery || parameter == "":
 		return token, nil
-	case parameter == "" || token != "" && token != parameter:
+	case token != "" && token != parameter:
 		return "", errToken()
 	default:
 		return parameter, nil

@@ -50,7 +50,10 @@ func TestSessionToken(t *testing.T) {
 		{"when it expires", temporary, []string{sessionToken}, time.Hour, "ExpiredToken"},
 		{"expired", temporary, []string{sessionToken}, 2 * time.Hour, "ExpiredToken"},
 		{"missing", temporary, nil, 0, "InvalidAccessKeyId"},
-		{"empty", temporary, []string{""}, 0, "InvalidToken"},
+		{"empty, which is the same as missing", temporary, []string{""}, 0, "InvalidAccessKeyId"},
+		{"empty with a client's own key", own, []string{""}, 0, ""},
+		{"twice, one of them empty", temporary, []string{"", sessionToken}, 0, "InvalidToken"},
+		{"empty twice with a client's own key", own, []string{"", ""}, 0, "InvalidToken"},
 		{"another", temporary, []string{"another"}, 0, "InvalidToken"},
 		{"a piece", temporary, []string{sessionToken[:20]}, 0, "InvalidToken"},
 		{"longer", temporary, []string{sessionToken + "x"}, 0, "InvalidToken"},
@@ -96,7 +99,8 @@ func TestSessionTokenOfURL(t *testing.T) {
 		{"both", "X-Amz-Security-Token=" + token, sessionToken, ""},
 		{"two that differ", "X-Amz-Security-Token=" + token, "another", "InvalidToken"},
 		{"another", "X-Amz-Security-Token=another", "", "InvalidToken"},
-		{"empty", "X-Amz-Security-Token=", "", "InvalidToken"},
+		{"empty, which is the same as missing", "X-Amz-Security-Token=", "", "InvalidAccessKeyId"},
+		{"empty, and in a signed header", "X-Amz-Security-Token=", sessionToken, ""},
 		{"missing", "", "", "InvalidAccessKeyId"},
 		{
 			"twice", "X-Amz-Security-Token=" + token + "&X-Amz-Security-Token=" + token, "",
@@ -169,6 +173,8 @@ func TestAnonymousPayload(t *testing.T) {
 		}, "AccessDenied"},
 		{"two hashes", http.Header{"X-Amz-Content-Sha256": {hexSum("body"), hexSum("body")}}, "InvalidRequest"},
 		{"a session token", http.Header{"X-Amz-Security-Token": {"token"}}, "InvalidToken"},
+		{"an empty session token", http.Header{"X-Amz-Security-Token": {""}}, ""},
+		{"a session token behind an empty one", http.Header{"X-Amz-Security-Token": {"", "token"}}, "InvalidToken"},
 		{"no hash", http.Header{"X-Amz-Content-Sha256": {"nonsense"}}, "InvalidArgument"},
 		{"no length", http.Header{"X-Amz-Content-Sha256": {unsignedTrailer}}, "MissingContentLength"},
 	} {
@@ -206,7 +212,7 @@ func TestSessionTokenOfForm(t *testing.T) {
 		{"not in the policy", sessionToken, "", 0, "AccessDenied"},
 		{"another", "another", `,["eq","$x-amz-security-token","another"]`, 0, "InvalidToken"},
 		{"missing", "-", "", 0, "InvalidAccessKeyId"},
-		{"empty", "", `,["eq","$x-amz-security-token",""]`, 0, "InvalidToken"},
+		{"empty, which is the same as missing", "", `,["eq","$x-amz-security-token",""]`, 0, "InvalidAccessKeyId"},
 		{"expired", sessionToken, `,["eq","$x-amz-security-token","` + sessionToken + `"]`, time.Hour, "ExpiredToken"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -229,6 +235,67 @@ func TestSessionTokenOfForm(t *testing.T) {
 				err = post.Check(fields)
 			}
 
+			switch {
+			case row.code == "" && err != nil:
+				t.Error(err)
+			case row.code != "":
+				wantCode(t, err, row.code)
+			}
+		})
+	}
+}
+
+// SDKs sign the empty token of AWS_SESSION_TOKEN= along.
+func TestEmptySessionTokenOfForm(t *testing.T) {
+	for _, row := range []struct{ name, covered, code string }{
+		{"in the policy", `,["eq","$x-amz-security-token",""]`, ""},
+		{"not in the policy", "", "AccessDenied"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			fields := map[string]string{"bucket": "b", "x-amz-security-token": ""}
+			for _, name := range []string{"x-amz-credential", "x-amz-date", "x-amz-algorithm"} {
+				fields[name] = postExample()[name]
+			}
+
+			signPost(fields, `{"expiration":"2015-12-30T12:00:00Z","conditions":[{"bucket":"b"},`+
+				`["starts-with","$x-amz-credential",""],["starts-with","$x-amz-date",""],`+
+				`["starts-with","$x-amz-algorithm",""]`+row.covered+`]}`)
+			post, err := postVerifier(postTime).VerifyPost(fields)
+			if err == nil {
+				err = post.Check(fields)
+			}
+
+			switch {
+			case row.code == "" && err != nil:
+				t.Error(err)
+			case row.code != "":
+				wantCode(t, err, row.code)
+			}
+		})
+	}
+}
+
+// The canonical request ends with x-amz-content-sha256, so it is covered by
+// the signature of a client that does not list it in SignedHeaders.
+func TestPayloadHashNotInSignedHeaders(t *testing.T) {
+	for _, row := range []struct{ name, signed, sent, code string }{
+		{"the signed one", emptyHash, emptyHash, ""},
+		{"another", emptyHash, hexSum("body"), "SignatureDoesNotMatch"},
+		{"unsigned instead", emptyHash, unsignedPayload, "SignatureDoesNotMatch"},
+		{"hash instead of unsigned", unsignedPayload, emptyHash, "SignatureDoesNotMatch"},
+		{"none", emptyHash, "", "InvalidRequest"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newRequest(t, http.MethodGet, bucketURL, "/key", "", "")
+			signWith(t, r, accessKey, secretKey, row.signed, exampleTime)
+			if strings.Contains(r.Header.Get("Authorization"), "x-amz-content-sha256") {
+				t.Fatal("the test's request has the hash among SignedHeaders")
+			}
+
+			if row.sent != "" {
+				r.Header.Set("X-Amz-Content-Sha256", row.sent)
+			}
+			_, err := verifierAt(exampleTime).Verify(received(t, r))
 			switch {
 			case row.code == "" && err != nil:
 				t.Error(err)

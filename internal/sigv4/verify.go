@@ -247,7 +247,8 @@ func (v *Verifier) checkTime(c *claim) error {
 }
 
 // checkSigned checks that the signature covers everything that gives the
-// request its meaning: Host, and every x-amz- header.
+// request its meaning: Host, and every x-amz- header. The payload's hash is
+// covered even if SignedHeaders does not name it.
 func checkSigned(r *http.Request, c *claim) error {
 	signed := make(map[string]bool, len(c.signed))
 	for _, name := range c.signed {
@@ -265,6 +266,9 @@ func checkSigned(r *http.Request, c *claim) error {
 	for name := range r.Header {
 		lower := strings.ToLower(name)
 		covered := signed[lower] && name == http.CanonicalHeaderKey(name) // canonicalHeader finds only canonical names
+		if !c.presigned && name == contentSHA256 {
+			covered = true // the last line of the canonical request
+		}
 		if strings.HasPrefix(lower, "x-amz-") && !covered {
 			missing = append(missing, lower)
 		}
