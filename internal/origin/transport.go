@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"os"
 	"sync"
 	"time"
 
@@ -49,13 +48,15 @@ type TransportConfig struct {
 
 // Transport sends requests to a store and limits how long the store may
 // take. A client that is slow to send a body or to read a response does not
-// count against the store.
+// count against the store. An answer of the store takes precedence over a
+// failed write of the body: see early.go.
 type Transport struct {
 	cfg  TransportConfig
 	next interface {
 		http.RoundTripper
 		CloseIdleConnections()
 	}
+	expectations expectations
 }
 
 // NewTransport returns the transport for a store. It uses only HTTP/1.1,
@@ -78,11 +79,11 @@ func NewTransport(cfg TransportConfig) *Transport {
 		}
 
 		conn, err := dialer.DialContext(ctx, network, address)
-		if err != nil || cfg.IdleTimeout <= 0 {
-			return conn, err
+		if err != nil {
+			return nil, err
 		}
 
-		return &idleConn{conn, cfg.IdleTimeout}, nil
+		return newStoreConn(conn, cfg.IdleTimeout), nil
 	}
 
 	base := &http.Transport{
@@ -96,14 +97,15 @@ func NewTransport(cfg TransportConfig) *Transport {
 		// Shorter than the stores' own timeout, so that a PUT does not use
 		// a connection that is being closed.
 		IdleConnTimeout:        15 * time.Second,
+		ExpectContinueTimeout:  continueTimeout,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
 
 	if cfg.Authorities != nil {
-		return &Transport{cfg, cfg.Authorities.Transport(base)}
+		return &Transport{cfg: cfg, next: cfg.Authorities.Transport(base)}
 	}
-	return &Transport{cfg, base}
+	return &Transport{cfg: cfg, next: base}
 }
 
 // CloseIdleConnections closes the idle connections.
@@ -121,7 +123,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		response, idle = response*slowFactor, idle*slowFactor
 	}
 
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+	trace := &httptrace.ClientTrace{
 		GetConn: func(string) { w.begin(t.cfg.ConnectTimeout, ErrConnect) },
 		GotConn: func(httptrace.GotConnInfo) { w.end() },
 		WroteRequest: func(info httptrace.WroteRequestInfo) {
@@ -129,10 +131,20 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 				w.begin(response, ErrResponse)
 			}
 		},
-	})
+	}
 
-	resp, err := t.next.RoundTrip(r.WithContext(ctx))
+	sent, asked := t.expectations.apply(r)
+	if asked != nil {
+		trace.GotFirstResponseByte = func() { asked.heard.Store(true) }
+		trace.Got100Continue = asked.continued
+	}
+
+	resp, err := t.next.RoundTrip(sent.WithContext(httptrace.WithClientTrace(ctx, trace)))
 	w.answered()
+
+	if err == nil && asked != nil {
+		err = asked.answered(resp)
+	}
 
 	if err != nil {
 		err = describe(r, w.explain(err))
@@ -269,25 +281,4 @@ func (b *answerBody) Close() error {
 	b.watch.end()
 	b.watch.cancel(nil)
 	return err
-}
-
-// idleConn is a connection whose writes fail if they take longer than idle.
-// Reads have no such limit, because the transport always reads, in order to
-// notice when the store closes the connection.
-type idleConn struct {
-	net.Conn
-	idle time.Duration
-}
-
-func (c *idleConn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.idle)); err != nil {
-		return 0, err
-	}
-
-	n, err := c.Conn.Write(p)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("%w: %w", ErrIdle, err)
-	}
-
-	return n, err
 }

@@ -2,6 +2,7 @@ package origin_test
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -274,14 +275,6 @@ func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 func TestAuthorities(t *testing.T) {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(server.Close)
-	file := filepath.Join(t.TempDir(), "ca.pem")
-	write := func(certificate []byte) {
-		t.Helper()
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}),
-			0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 
 	try := func(transport *origin.Transport) error {
 		transport.CloseIdleConnections()
@@ -296,14 +289,24 @@ func TestAuthorities(t *testing.T) {
 		t.Error("the system trusts the test's certificate")
 	}
 
-	write(server.Certificate().Raw)
+	transport := origin.NewTransport(origin.TransportConfig{Authorities: trusting(t, server.Certificate())})
+	if err := try(transport); err != nil {
+		t.Error(err)
+	}
+}
+
+// trusting returns a pool with only this certificate.
+func trusting(t *testing.T, certificate *x509.Certificate) *pemfile.Pool {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Raw})
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
 	pool, err := pemfile.OpenPool(file, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-
-	transport := origin.NewTransport(origin.TransportConfig{Authorities: pool})
-	if err := try(transport); err != nil {
-		t.Error(err)
-	}
+	return pool
 }

@@ -51,6 +51,8 @@ type call struct {
 	sourceKey   []byte // for the source of a copy; nil for none
 	reseals     bool   // a copy that seals what it reads under another data key
 
+	sourceBucket string // of the source of a copy; "" for no copy: copysource.go
+
 	// The store's CORS headers for the request's Origin; nil if the store
 	// was not asked: cors.go.
 	cors atomic.Pointer[http.Header]

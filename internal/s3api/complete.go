@@ -25,6 +25,9 @@ import (
 // as the last one, an empty final part is appended, which records all parts
 // before it.
 func (s *Server) completeMultipartUpload(c *call) error {
+	if err := c.checkNoSSE(); err != nil {
+		return err
+	}
 	body, err := c.readBody()
 	if err != nil {
 		return err

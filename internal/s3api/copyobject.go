@@ -101,8 +101,8 @@ func (s *Server) copyOnce(c *objectCopy) (err error) {
 
 	c.source = c.asked
 	c.source.Header = http.Header{"If-Match": {c.seen.ETag}}
-	if owner := c.Header.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
-		c.source.Header.Set("X-Amz-Expected-Bucket-Owner", owner)
+	if owner := c.Header.Get(sourceOwnerHeader); owner != "" {
+		c.source.Header.Set(ownerHeader, owner)
 	}
 	if version := c.seen.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)

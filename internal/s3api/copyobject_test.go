@@ -594,3 +594,42 @@ func TestCopySources(t *testing.T) {
 		t.Errorf("a key that does not lead out: %s", a.body)
 	}
 }
+
+// A + in x-amz-copy-source is a space, as at S3, and never the key with a +.
+func TestAPlusInACopySourceIsASpace(t *testing.T) {
+	p := newProxy(t)
+	p.put("a b", []byte("space"))
+	p.put("a+b", []byte("plus"))
+	p.put("only+plus", []byte("plus"))
+	m := p.create("target")
+
+	for _, row := range []struct{ source, want string }{
+		{"a+b", "space"},
+		{"a%20b", "space"},
+		{"a b", "space"},
+		{"a%2Bb", "plus"},
+		{"a%2bb", "plus"},
+		{"only+plus", ""}, // no such key
+		{"only%2Bplus", "plus"},
+	} {
+		t.Run(row.source, func(t *testing.T) {
+			header := http.Header{"X-Amz-Copy-Source": {p.bucket + "/" + row.source}}
+			copied := p.send(request{method: http.MethodPut, path: "/" + p.bucket + "/copy", header: header})
+			part := p.send(request{
+				method: http.MethodPut, path: "/" + p.bucket + "/target?partNumber=1&uploadId=" + m.id, header: header,
+			})
+			if row.want == "" {
+				if copied.Code != "NoSuchKey" || part.Code != "NoSuchKey" {
+					t.Errorf("%s\n%s", copied.body, part.body)
+				}
+				return
+			}
+			if copied.StatusCode != http.StatusOK || part.StatusCode != http.StatusOK {
+				t.Fatalf("%s\n%s", copied.body, part.body)
+			}
+			if got := string(p.mustGet("copy")); got != row.want {
+				t.Errorf("%q, want %q", got, row.want)
+			}
+		})
+	}
+}

@@ -27,6 +27,7 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 		)
 	}
 
+	c.sourceBucket = src.Bucket
 	q := stored.Request{
 		Object:    src,
 		Version:   version,
@@ -48,12 +49,14 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 	return q, nil
 }
 
-// parseCopySource parses bucket/key, escaped as in a path, and an optional
-// ?versionId= at the end. An escaped ? or / belongs to the key.
+// parseCopySource parses bucket/key, escaped as in a form, and an optional
+// ?versionId= at the end. An escaped ? or / belongs to the key. A + is a
+// space, as at S3, also if the bucket has a key with a +: a client that means
+// it sends %2B.
 func parseCopySource(text string, names keyname.Store) (src crypt.Object, version string, err error) {
 	const header = "x-amz-copy-source"
 	path, query, _ := strings.Cut(text, "?")
-	path, err = sigv4.UnescapePath(path)
+	path, err = sigv4.UnescapePath(strings.ReplaceAll(path, "+", "%20"))
 	if err != nil {
 		return src, "", invalidArgument("Invalid copy source encoding", header, text)
 	}
@@ -88,8 +91,8 @@ func copyConditions(h http.Header) http.Header {
 		}
 	}
 
-	if owner := h.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
-		out.Set("X-Amz-Expected-Bucket-Owner", owner)
+	if owner := h.Get(sourceOwnerHeader); owner != "" {
+		out.Set(ownerHeader, owner)
 	}
 
 	for _, name := range []string{"If-Match", "If-None-Match"} {

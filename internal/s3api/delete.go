@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strconv"
 	"strings"
 
@@ -46,6 +47,9 @@ func (s *Server) deleteObject(c *call) error {
 	}
 
 	o, err := c.reader.Head(c.Context(), q)
+	if hasCode(err, notFound, "NoSuchKey", "NoSuchVersion") {
+		return s.deletedNothing(c)
+	}
 	if err != nil {
 		return err
 	}
@@ -56,6 +60,18 @@ func (s *Server) deleteObject(c *call) error {
 	c.Header = c.Header.Clone()
 	c.Header.Set("If-Match", showETag(o.Header.Get("Etag")))
 	return s.forward(c)
+}
+
+// deletedNothing answers a DELETE with a condition on the size of an object
+// that does not exist. As S3 says, that is a success. The store is not asked:
+// it would delete what another client has written meanwhile.
+// https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html
+func (s *Server) deletedNothing(c *call) error {
+	if err := s.findBucket(c); err != nil {
+		return err
+	}
+	c.w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // deleteObjects forwards the list of keys, with the store's ETags. Keys that

@@ -39,3 +39,6 @@ func IgnoredRows() (rows []IgnoredRow) {
 
 // Forget clears the server's cache of layouts.
 func (s *Server) Forget() { s.layouts = stored.NewCache() }
+
+// Statuses returns the HTTP status of each error code.
+func Statuses() map[string]int { return statuses }

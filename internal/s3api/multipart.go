@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -102,8 +103,23 @@ func (s *Server) otherKey(c *call, asked string) (string, error) {
 	return id, nil
 }
 
+// checkNoSSE refuses headers that choose the encryption of an object, in S3's
+// words: the upload had them when it was created.
+func (c *call) checkNoSSE() error {
+	for name := range strings.FieldsSeq(sseHeaders) {
+		if value := c.Header.Get(name); value != "" {
+			return invalidArgument(name+" header is not supported for this operation.", name, value)
+		}
+	}
+	return nil
+}
+
 // uploadPart encrypts a part and sends it to the store.
 func (s *Server) uploadPart(c *call) error {
+	if err := c.checkNoSSE(); err != nil {
+		return err
+	}
+
 	created := s.uploads.sum(c.uploadID())
 	if err := created.checkPart(c.checks); err != nil {
 		return err

@@ -840,7 +840,7 @@ func TestDeleteIfSize(t *testing.T) {
 			request{method: http.MethodDelete, path: path, header: http.Header{"X-Amz-If-Match-Size": {size}}},
 		)
 	}
-	if a := remove("4"); a.StatusCode != http.StatusNotFound {
+	if a := remove("4"); a.StatusCode != http.StatusNoContent {
 		t.Errorf("what is not there: %d %s", a.StatusCode, a.Code)
 	}
 

@@ -66,6 +66,7 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 }
 
 func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
+	c.addGuards(r)
 	start := s.Now()
 	resp, err := s.Origin.RoundTrip(r)
 	took := s.Now().Sub(start)
@@ -109,6 +110,49 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	}
 	s.countFault(fault)
 	return nil, failure
+}
+
+const (
+	ownerHeader       = "X-Amz-Expected-Bucket-Owner"
+	sourceOwnerHeader = "X-Amz-Source-Expected-Bucket-Owner"
+	payerHeader       = "X-Amz-Request-Payer"
+)
+
+// addGuards adds the headers that the client's request sets for all requests
+// of its operation: who must own the bucket, and that the client pays. A
+// bucket that has changed hands must not get a part, nor the parts' list.
+func (c *call) addGuards(r *http.Request) {
+	owner := ""
+	if isIn(r, c.bucket) {
+		owner = c.Header.Get(ownerHeader)
+	}
+	if owner == "" && isIn(r, c.sourceBucket) {
+		owner = c.Header.Get(sourceOwnerHeader)
+	}
+
+	addHeader(r, ownerHeader, owner)
+	addHeader(r, payerHeader, c.Header.Get(payerHeader))
+}
+
+// isIn reports whether a request to the store is about this bucket or an
+// object in it.
+func isIn(r *http.Request, bucket string) bool {
+	rest, ok := strings.CutPrefix(r.URL.Path, "/"+bucket)
+	return ok && bucket != "" && (rest == "" || rest[0] == '/')
+}
+
+// addHeader adds a header that r does not have. r.Header may be shared with
+// other requests, so it is not changed.
+func addHeader(r *http.Request, name, value string) {
+	if value == "" || r.Header.Get(name) != "" {
+		return
+	}
+	h := r.Header.Clone()
+	if h == nil {
+		h = make(http.Header)
+	}
+	h.Set(name, value)
+	r.Header = h
 }
 
 // isAmbiguous reports whether a refusal of a HEAD with this status may be one

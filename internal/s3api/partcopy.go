@@ -12,6 +12,9 @@ import (
 // a part. Each part has its own key stream, so the ciphertext cannot be
 // copied.
 func (s *Server) uploadPartCopy(c *call) error {
+	if err := c.checkNoSSE(); err != nil {
+		return err
+	}
 	if _, err := partNumber(c.query.Get("partNumber")); err != nil {
 		return err
 	}

@@ -206,9 +206,9 @@ var operations = []operation{
 
 	// op, method, path, match, policy, action, scope, body, query, headers, flags, answer, serve
 	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, byKey, 0, "", putHeaders + " x-amz-metadata-directive", sumsOfObject, "InitiateMultipartUploadResult", (*Server).createMultipartUpload}, // of s3fs, and ignored by S3
-	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, byKey, maxList, "", customerHeaders + " x-amz-mp-object-size", sumsOfObject, "CompleteMultipartUploadResult", (*Server).completeMultipartUpload},
-	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, byKey, 0, "partNumber", copyHeaders + " " + customerHeaders, readsSource, unsent, (*Server).uploadPartCopy},
-	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, byKey, crypt.MaxPartSize, "partNumber", customerHeaders, usual, written, (*Server).uploadPart},
+	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, byKey, maxList, "", sseHeaders + " " + customerHeaders + " x-amz-mp-object-size", sumsOfObject, "CompleteMultipartUploadResult", (*Server).completeMultipartUpload},
+	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, byKey, 0, "partNumber", copyHeaders + " " + sseHeaders + " " + customerHeaders, readsSource, unsent, (*Server).uploadPartCopy},
+	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, byKey, crypt.MaxPartSize, "partNumber", sseHeaders + " " + customerHeaders, usual, written, (*Server).uploadPart},
 	{"AbortMultipartUpload", "DELETE", object, "uploadId", forward, access.Write, byKey, 0, "", "x-amz-if-match-initiated-time", usual, nothing, (*Server).abortMultipartUpload},
 	{"ListParts", "GET", object, "uploadId", rewrite, access.Write, byKey, 0, "max-parts part-number-marker", customerHeaders, usual, "ListPartsResult", (*Server).listParts},
 	{"GetObjectAttributes", "GET", object, "attributes", rewrite, access.Read, byKey, 0, "versionId", customerHeaders + " x-amz-object-attributes x-amz-max-parts x-amz-part-number-marker", usual, unsent, (*Server).getObjectAttributes},

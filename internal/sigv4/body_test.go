@@ -352,7 +352,6 @@ func TestMalformedChunks(t *testing.T) {
 		"size too large for 63 bit": {signedChunks, "8000000000000000" + signature + "\r\n"},
 		"size too large for 64 bit": {unsignedTrailer, "10000000000000004\r\ndata\r\n0\r\n\r\n"},
 		"size above the length":     {unsignedTrailer, "7fffffffffffffff\r\ndata\r\n0\r\n\r\n"},
-		"size with many zeros":      {unsignedTrailer, "00000000000000004\r\ndata\r\n0\r\n\r\n"},
 		"size negative":             {unsignedTrailer, "-4\r\ndata\r\n0\r\n\r\n"},
 		"size with a sign":          {unsignedTrailer, "+4\r\ndata\r\n0\r\n\r\n"},
 		"size with a prefix":        {unsignedTrailer, "0x4\r\ndata\r\n0\r\n\r\n"},
@@ -382,10 +381,37 @@ func TestMalformedChunks(t *testing.T) {
 	}
 }
 
+// Framing that S3 accepts, although it is not quite as documented.
+func TestTolerableChunks(t *testing.T) {
+	const chunk, end = "4\r\ndata\r\n", "0\r\n\r\n"
+	for name, encoded := range map[string]string{
+		"size with many zeros":     strings.Repeat("0", 40) + chunk + end,
+		"last size with many":      chunk + strings.Repeat("0", 40) + end,
+		"a CRLF behind the end":    chunk + end + "\r\n",
+		"size of the usual length": "00000004\r\ndata\r\n" + end,
+	} {
+		t.Run(name, func(t *testing.T) {
+			auth, _ := upload{mode: unsignedTrailer, declared: "4"}.verify(t)
+			if got, _, err := decode(auth, encoded); got != "data" || err != nil {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+
+	for name, u := range small() {
+		t.Run("a CRLF behind the end of "+name, func(t *testing.T) {
+			auth, encoded := u.encode(t)
+			if _, _, err := decode(auth, encoded+"\r\n"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestBytesAfterTheEnd(t *testing.T) {
 	for name, u := range small() {
 		auth, encoded := u.encode(t)
-		for _, more := range []string{"\n", "\r\n", "0", encoded} {
+		for _, more := range []string{"\n", "\r", "\n\r", "0", "\r\n0", "\r\n\r\n", "\r\n" + encoded, encoded} {
 			t.Run(more, func(t *testing.T) {
 				if _, _, err := decode(auth, encoded+more); err == nil {
 					t.Errorf("%s: %q accepted", name, more)

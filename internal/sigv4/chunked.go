@@ -83,7 +83,7 @@ func (b *Body) nextChunk() error {
 	}
 
 	n, err := strconv.ParseUint(size, 16, 63)
-	if err != nil || len(size) > 16 {
+	if err != nil {
 		return malformed("a chunk size is not a hexadecimal number")
 	}
 

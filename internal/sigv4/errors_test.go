@@ -234,7 +234,8 @@ func TestPayloadDescriptions(t *testing.T) {
 		},
 		"length with a fraction":     {hash: signedChunks, decoded: "1.0", code: "MissingContentLength"},
 		"length in hex":              {hash: signedChunks, decoded: "0x1", code: "MissingContentLength"},
-		"length of a hashed payload": {hash: emptyHash, decoded: "0", code: "InvalidRequest"},
+		"length of a hashed payload": {hash: emptyHash, decoded: "1", code: "InvalidRequest"},
+		"length that is no number":   {hash: unsignedPayload, decoded: "x", code: "InvalidRequest"},
 		"trailer without the mode":   {hash: signedChunks, decoded: "0", trailer: "a", code: "InvalidRequest"},
 		"trailer announced twice": {
 			hash: signedTrailer, decoded: "0", trailer: "a,A", code: "MalformedTrailerError",
@@ -256,6 +257,24 @@ func TestPayloadDescriptions(t *testing.T) {
 			sign(t, r, row.hash, exampleTime)
 			_, err := verifierAt(exampleTime).Verify(received(t, r))
 			wantCode(t, err, row.code)
+		})
+	}
+}
+
+// Some clients send the decoded length of a plain payload. It changes nothing
+// if it is that of the body.
+func TestDecodedLengthOfAPlainPayload(t *testing.T) {
+	for decoded, code := range map[string]string{"4": "", "3": "InvalidRequest", "5": "InvalidRequest"} {
+		t.Run(decoded, func(t *testing.T) {
+			r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "data")
+			r.Header.Set("X-Amz-Decoded-Content-Length", decoded)
+			sign(t, r, unsignedPayload, exampleTime)
+			auth, err := verifierAt(exampleTime).Verify(received(t, r))
+			if code != "" {
+				wantCode(t, err, code)
+			} else if err != nil || auth.DecodedLength() != 4 || auth.Framed() {
+				t.Errorf("%v, %+v", err, auth)
+			}
 		})
 	}
 }

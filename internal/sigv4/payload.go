@@ -52,7 +52,7 @@ func (a *Auth) describePayload(r *http.Request) error {
 	}
 	if !a.payload.chunked {
 		a.length = r.ContentLength
-		return a.refuseFraming(r.Header)
+		return a.refuseFraming(r)
 	}
 
 	decoded := r.Header.Values("X-Amz-Decoded-Content-Length")
@@ -71,13 +71,18 @@ func (a *Auth) describePayload(r *http.Request) error {
 
 // refuseFraming refuses a plain payload with headers of aws-chunked
 // framing: the framing would be stored as data. S3 accepts such a
-// Content-Encoding if the payload is hashed, and stores it like any other.
-func (a *Auth) refuseFraming(h http.Header) error {
-	if len(h.Values("X-Amz-Decoded-Content-Length")) > 0 {
-		return fail("InvalidRequest", "x-amz-decoded-content-length is for aws-chunked payloads only.")
+// Content-Encoding if the payload is hashed, and stores it like any other. A
+// decoded length is harmless if it is the length of the body: then there is
+// no framing.
+func (a *Auth) refuseFraming(r *http.Request) error {
+	for _, decoded := range r.Header.Values("X-Amz-Decoded-Content-Length") {
+		if n, err := strconv.ParseUint(decoded, 10, 63); err != nil || int64(n) != r.ContentLength {
+			return fail("InvalidRequest",
+				"x-amz-decoded-content-length differs from Content-Length, but the payload is not aws-chunked.")
+		}
 	}
 
-	for _, line := range h.Values("Content-Encoding") {
+	for _, line := range r.Header.Values("Content-Encoding") {
 		for encoding := range strings.SplitSeq(line, ",") {
 			if a.payload.sha256 == "" && strings.EqualFold(strings.TrimSpace(encoding), "aws-chunked") {
 				return fail("InvalidArgument",

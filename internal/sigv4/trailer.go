@@ -33,7 +33,8 @@ func (a *Auth) announcedTrailers(h http.Header) error {
 }
 
 // finish reads what follows the last chunk: the trailer or one empty line,
-// and then the end of the body.
+// and then the end of the body. Some clients send one CRLF more, and S3
+// accepts it.
 func (b *Body) finish() error {
 	b.trailerHeader = make(http.Header)
 	if b.auth.payload.trailer {
@@ -44,8 +45,8 @@ func (b *Body) finish() error {
 		return err
 	}
 
-	switch _, err := b.src.ReadByte(); {
-	case err == nil:
+	switch rest, err := b.src.Peek(len("\r\n") + 1); {
+	case err == nil || len(rest) > 0 && string(rest) != "\r\n":
 		return malformed("bytes follow the payload")
 	case err != io.EOF:
 		return earlyEndError(err)
