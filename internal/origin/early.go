@@ -128,12 +128,12 @@ type expectation struct {
 	io.ReadCloser
 	all   *expectations
 	heard atomic.Bool // the store has sent something
-	read  bool
+	begun bool
 }
 
 func (e *expectation) Read(p []byte) (int, error) {
-	if !e.read {
-		e.read = true
+	if !e.begun {
+		e.begun = true
 		if !e.heard.Load() {
 			e.all.ignored.Store(true)
 		}
