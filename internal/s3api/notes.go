@@ -67,8 +67,8 @@ var notes = map[string]string{
 	"PutBucketMetricsConfiguration":      byStore,
 	"PutBucketAccelerateConfiguration":   "the accelerated endpoint is the store's; the proxy does not use it",
 	"PutBucketReplication": "the store copies ciphertext with its envelope, which is bound to bucket and key. " +
-		"A proxy can read a replica only " +
-		"under the same bucket name: at another store, or after it was copied back",
+		"A replica under another bucket name can be read after " +
+		"`cmekproxy rewrap --adopt`; see [backup.md](backup.md)",
 	"PutBucketWebsite":      "the store's website endpoint does not use the proxy, and serves ciphertext",
 	"PutObjectRetention":    "`x-amz-bypass-governance-retention` needs admin",
 	"DeleteObject":          "`x-amz-bypass-governance-retention` needs admin; `x-amz-if-match-size` is about the plaintext",
