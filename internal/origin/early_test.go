@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -150,6 +151,54 @@ func TestAFailedWriteWithoutAnAnswer(t *testing.T) {
 					resp.Body.Close()
 					t.Errorf("%d bytes: %s", size, resp.Status)
 				}
+			}
+		})
+	}
+}
+
+// A store that refuses a long upload before it has asked for the body does
+// not get it: it could take it for the next request.
+func TestARefusedBodyIsNotSent(t *testing.T) {
+	t.Parallel()
+	const size, tries = 2 << 20, 20
+	more := make(chan int64, tries)
+	address := store(t, func(conn net.Conn, _ *http.Request) {
+		io.WriteString(conn, refusal[:len(refusal)-len("refused")])
+		time.Sleep(10 * time.Millisecond)
+		io.WriteString(conn, "refused") // in a packet of its own
+		n, _ := io.Copy(io.Discard, conn)
+		more <- n
+	})
+
+	transport := origin.NewTransport(origin.TransportConfig{ResponseTimeout: long, IdleTimeout: long})
+	t.Cleanup(transport.CloseIdleConnections)
+	for range tries {
+		wantRefusal(t, transport, requestTo(t, "PUT", "http://"+address+"/b/k", streamed(size), size))
+		if n := <-more; n > 0 {
+			t.Fatalf("%d bytes after the answer", n)
+		}
+	}
+}
+
+// A store that accepts a long upload without its body has not stored it.
+func TestASuccessWithoutTheBodyIsAnError(t *testing.T) {
+	t.Parallel()
+	const size = 8 << 20
+	closed := strings.Replace(accepted, "\r\n", "\r\nConnection: close\r\n", 1)
+	for name, text := range map[string]string{"": accepted, "with Connection: close": closed} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := store(t, func(conn net.Conn, r *http.Request) {
+				io.WriteString(conn, text)
+				io.Copy(io.Discard, r.Body)
+			})
+			resp, err := sendTo(t, origin.TransportConfig{ResponseTimeout: long, IdleTimeout: long},
+				requestTo(t, "PUT", "http://"+address+"/b/k", streamed(size), size))
+			if err == nil {
+				resp.Body.Close()
+			}
+			if !errors.Is(err, origin.ErrExpectation) {
+				t.Errorf("%v", err)
 			}
 		})
 	}
