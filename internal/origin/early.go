@@ -133,7 +133,7 @@ type expectation struct {
 	io.ReadCloser
 	all     *expectations
 	ctx     context.Context //nolint:containedctx // of the request whose body it is
-	read    bool
+	begun   bool
 	heard   atomic.Bool   // the store has sent something
 	unasked atomic.Bool   // the body is sent although the store has sent nothing
 	once    sync.Once     // guards asked
@@ -141,8 +141,8 @@ type expectation struct {
 }
 
 func (e *expectation) Read(p []byte) (int, error) {
-	if !e.read {
-		e.read = true
+	if !e.begun {
+		e.begun = true
 		if err := e.begin(); err != nil {
 			return 0, err
 		}
