@@ -33,6 +33,33 @@ func (c *call) readBody() ([]byte, error) {
 	return body.Bytes(), nil
 }
 
+// maxDropped is the longest body, in bytes, that a request without a use for
+// it may have. Some HTTP clients send one with GET or DELETE.
+const maxDropped = 64 << 10
+
+// maxBody returns the longest body of a request.
+func (row *route) maxBody() int64 {
+	if row.dropsBody() {
+		return maxDropped
+	}
+	return row.body
+}
+
+// dropsBody reports whether a body means nothing to the operation.
+func (row *route) dropsBody() bool {
+	return row.body == 0 && row.method != http.MethodPut && row.method != http.MethodPost
+}
+
+// dropBody reads and verifies a body that means nothing, as S3 does. It is
+// never sent to the store.
+func (c *call) dropBody() error {
+	if !c.route.dropsBody() || c.auth.DecodedLength() <= 0 {
+		return nil
+	}
+	_, err := io.Copy(io.Discard, c.payload)
+	return err
+}
+
 func (s *Server) forwardBody(c *call, body []byte) error {
 	resp, err := s.sendBody(c, body)
 	if err != nil {

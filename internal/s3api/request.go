@@ -212,7 +212,7 @@ func (c *call) openBody() error {
 		return badRequest("InvalidRequest", "The value of x-amz-content-sha256 header is invalid.")
 	}
 
-	if c.auth.DecodedLength() > c.route.body {
+	if c.auth.DecodedLength() > c.route.maxBody() {
 		if stores {
 			return &Error{
 				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed object size.",
@@ -232,5 +232,5 @@ func (c *call) openBody() error {
 	}
 	body := c.auth.Body(&meter{src: c.Body, c: c})
 	c.payload = c.checks.reader(body, body.Trailer)
-	return nil
+	return c.dropBody()
 }

@@ -248,7 +248,7 @@ func TestMalformedRequests(t *testing.T) {
 		},
 		{request{method: "GET", path: "/" + p.bucket + "/k?versionId=a&versionId=b"}, 400, "InvalidArgument"},
 		{
-			request{method: "GET", path: "/" + p.bucket + "/k", body: []byte("a GET with a body")},
+			request{method: "GET", path: "/" + p.bucket + "/k", body: bytes.Repeat([]byte("x"), 64<<10+1)},
 			400,
 			"MaxMessageLengthExceeded",
 		},
