@@ -55,6 +55,7 @@ var notes = map[string]string{
 	"DeleteBucketEncryption": "the proxy's rules decide again",
 	"CopyObject": "a single-PUT object is copied within the store, with a new envelope, and verified; a multipart " +
 		"object, or a copy onto itself, is decrypted and encrypted again. The client needs a grant to read the source",
+	"UploadPart":                      "a header that chooses the encryption is refused as in S3: CreateMultipartUpload has it",
 	"UploadPartCopy":                  "the source is decrypted and encrypted again. The client needs a grant to read it",
 	"PutBucketLifecycleConfiguration": "a filter by size uses the stored size, which is larger",
 	"PutBucketLogging": "the store writes the logs in plaintext; reading them through the proxy needs " +
@@ -70,7 +71,7 @@ var notes = map[string]string{
 		"under the same bucket name: at another store, or after it was copied back",
 	"PutBucketWebsite":      "the store's website endpoint does not use the proxy, and serves ciphertext",
 	"PutObjectRetention":    "`x-amz-bypass-governance-retention` needs admin",
-	"DeleteObject":          "`x-amz-bypass-governance-retention` needs admin",
+	"DeleteObject":          "`x-amz-bypass-governance-retention` needs admin; `x-amz-if-match-size` is about the plaintext",
 	"DeleteObjects":         "every key needs a grant; `x-amz-bypass-governance-retention` needs admin for the bucket",
 	"PutObjectLegalHold":    "can remove a hold, so it needs admin",
 	"RestoreObject":         "without SELECT queries",
