@@ -118,40 +118,55 @@ func (e *expectations) apply(r *http.Request) (*http.Request, *expectation) {
 	out := *r
 	out.Header = r.Header.Clone()
 	out.Header.Set("Expect", "100-continue")
+	out.Proto, out.ProtoMajor, out.ProtoMinor = "HTTP/1.1", 1, 1 // without them, http.Transport would not wait
 	out.Body = asked
 	return &out, asked
 }
+
+// ErrExpectation is returned if the store does not know Expect, or accepts
+// an upload without its body.
+var ErrExpectation = errors.New("origin: the store does not handle Expect: 100-continue")
 
 // expectation is the body of a request with Expect. If the body is read
 // although the store has sent nothing, continueTimeout has passed.
 type expectation struct {
 	io.ReadCloser
-	all   *expectations
-	heard atomic.Bool // the store has sent something
-	read  bool
+	all     *expectations
+	read    bool
+	heard   atomic.Bool // the store has sent something
+	asked   atomic.Bool // the store has asked for the body
+	unasked atomic.Bool // continueTimeout has passed
 }
 
 func (e *expectation) Read(p []byte) (int, error) {
 	if !e.read {
 		e.read = true
 		if !e.heard.Load() {
+			e.unasked.Store(true)
 			e.all.ignored.Store(true)
 		}
 	}
 	return e.ReadCloser.Read(p)
 }
 
-// continued notes that the store does ask for bodies, even if it was late.
-func (e *expectation) continued() { e.all.ignored.Store(false) }
+// continued notes that the store asks for the body. It may be late.
+func (e *expectation) continued() {
+	e.asked.Store(true)
+	e.all.ignored.Store(false)
+}
 
-// answered notes the store's answer. One that refuses the expectation itself
-// is not about the request, and the next one will not have it.
-func (e *expectation) answered(resp *http.Response) error {
-	if resp.StatusCode != http.StatusExpectationFailed {
+// check returns an error for an answer that the store cannot mean: it refuses
+// the expectation and not the request, or it accepts an upload that it does
+// not have.
+func (e *expectation) check(resp *http.Response) error {
+	switch {
+	case resp.StatusCode == http.StatusExpectationFailed:
+		e.all.ignored.Store(true)
+	case resp.StatusCode < http.StatusMultipleChoices && !e.asked.Load() && !e.unasked.Load():
+	default:
 		return nil
 	}
-	e.all.ignored.Store(true)
+
 	_ = resp.Body.Close()
-	return fmt.Errorf("%w: it does not support Expect: 100-continue (status 417); "+
-		"further requests do without it", ErrBroken)
+	return fmt.Errorf("%w: it answered %d before it had the body", ErrExpectation, resp.StatusCode)
 }

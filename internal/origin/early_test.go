@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -150,6 +151,30 @@ func TestAFailedWriteWithoutAnAnswer(t *testing.T) {
 					resp.Body.Close()
 					t.Errorf("%d bytes: %s", size, resp.Status)
 				}
+			}
+		})
+	}
+}
+
+// A store that accepts a long upload without its body has not stored it.
+func TestASuccessWithoutTheBodyIsAnError(t *testing.T) {
+	t.Parallel()
+	const size = 8 << 20
+	closed := strings.Replace(accepted, "\r\n", "\r\nConnection: close\r\n", 1)
+	for name, text := range map[string]string{"": accepted, "with Connection: close": closed} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := store(t, func(conn net.Conn, r *http.Request) {
+				io.WriteString(conn, text)
+				io.Copy(io.Discard, r.Body)
+			})
+			resp, err := sendTo(t, origin.TransportConfig{ResponseTimeout: long, IdleTimeout: long},
+				requestTo(t, "PUT", "http://"+address+"/b/k", streamed(size), size))
+			if err == nil {
+				resp.Body.Close()
+			}
+			if !errors.Is(err, origin.ErrExpectation) {
+				t.Errorf("%v", err)
 			}
 		})
 	}

@@ -46,7 +46,7 @@ func explainConnection(err error) (storefault.Kind, string) {
 		return storefault.Timeout, "check origin.endpoint, and firewalls"
 	case errors.Is(err, ErrResponse), errors.Is(err, ErrIdle):
 		return storefault.Timeout, "the store is overloaded or hangs"
-	case errors.Is(err, ErrBroken):
+	case errors.Is(err, ErrBroken), errors.Is(err, ErrExpectation):
 		return storefault.Broken, ""
 	}
 

@@ -143,7 +143,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.answered()
 
 	if err == nil && asked != nil {
-		err = asked.answered(resp)
+		err = asked.check(resp)
 	}
 
 	if err != nil {
