@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -109,12 +110,12 @@ type expectations struct {
 // apply returns r with the header Expect if its body is long, and the store
 // is not known to ignore that header. The returned expectation is nil if it
 // is not.
-func (e *expectations) apply(r *http.Request) (*http.Request, *expectation) {
+func (e *expectations) apply(ctx context.Context, r *http.Request) (*http.Request, *expectation) {
 	if r.ContentLength < expectFrom || r.Body == nil || e.ignored.Load() {
 		return r, nil
 	}
 
-	asked := &expectation{ReadCloser: r.Body, all: e}
+	asked := &expectation{ReadCloser: r.Body, all: e, ctx: ctx, asked: make(chan struct{})}
 	out := *r
 	out.Header = r.Header.Clone()
 	out.Header.Set("Expect", "100-continue")
@@ -127,32 +128,68 @@ func (e *expectations) apply(r *http.Request) (*http.Request, *expectation) {
 // an upload without its body.
 var ErrExpectation = errors.New("origin: the store does not handle Expect: 100-continue")
 
-// expectation is the body of a request with Expect. If the body is read
-// although the store has sent nothing, continueTimeout has passed.
+// expectation is the body of a request with Expect.
 type expectation struct {
 	io.ReadCloser
 	all     *expectations
+	ctx     context.Context //nolint:containedctx // of the request whose body it is
 	read    bool
-	heard   atomic.Bool // the store has sent something
-	asked   atomic.Bool // the store has asked for the body
-	unasked atomic.Bool // continueTimeout has passed
+	heard   atomic.Bool   // the store has sent something
+	unasked atomic.Bool   // the body is sent although the store has sent nothing
+	once    sync.Once     // guards asked
+	asked   chan struct{} // closed if the store has asked for the body
 }
 
 func (e *expectation) Read(p []byte) (int, error) {
 	if !e.read {
 		e.read = true
-		if !e.heard.Load() {
-			e.unasked.Store(true)
-			e.all.ignored.Store(true)
+		if err := e.begin(); err != nil {
+			return 0, err
 		}
 	}
 	return e.ReadCloser.Read(p)
 }
 
+// errNotAsked ends a body that the store does not want.
+var errNotAsked = errors.New("origin: the store has answered before it asked for the body")
+
+// begin decides whether the body is sent, before its first byte is read.
+//
+// http.Transport sends it also after an answer, in order to use the
+// connection again. But not every store reads it then: RGW may take it for
+// the next request. So begin waits until the answer has been read, and then
+// fails, which closes the connection.
+func (e *expectation) begin() error {
+	if !e.heard.Load() { // continueTimeout has passed
+		e.unasked.Store(true)
+		e.all.ignored.Store(true)
+		return nil
+	}
+
+	limit := time.NewTimer(maxHold)
+	defer limit.Stop()
+	select {
+	case <-e.asked:
+		return nil
+	case <-e.ctx.Done():
+	case <-limit.C:
+	}
+	return errNotAsked
+}
+
 // continued notes that the store asks for the body. It may be late.
 func (e *expectation) continued() {
-	e.asked.Store(true)
+	e.once.Do(func() { close(e.asked) })
 	e.all.ignored.Store(false)
+}
+
+func (e *expectation) isAsked() bool {
+	select {
+	case <-e.asked:
+		return true
+	default:
+		return false
+	}
 }
 
 // check returns an error for an answer that the store cannot mean: it refuses
@@ -162,7 +199,7 @@ func (e *expectation) check(resp *http.Response) error {
 	switch {
 	case resp.StatusCode == http.StatusExpectationFailed:
 		e.all.ignored.Store(true)
-	case resp.StatusCode < http.StatusMultipleChoices && !e.asked.Load() && !e.unasked.Load():
+	case resp.StatusCode < http.StatusMultipleChoices && !e.isAsked() && !e.unasked.Load():
 	default:
 		return nil
 	}

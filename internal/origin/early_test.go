@@ -156,6 +156,30 @@ func TestAFailedWriteWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// A store that refuses a long upload before it has asked for the body does
+// not get it: it could take it for the next request.
+func TestARefusedBodyIsNotSent(t *testing.T) {
+	t.Parallel()
+	const size, tries = 2 << 20, 20
+	more := make(chan int64, tries)
+	address := store(t, func(conn net.Conn, _ *http.Request) {
+		io.WriteString(conn, refusal[:len(refusal)-len("refused")])
+		time.Sleep(10 * time.Millisecond)
+		io.WriteString(conn, "refused") // in a packet of its own
+		n, _ := io.Copy(io.Discard, conn)
+		more <- n
+	})
+
+	transport := origin.NewTransport(origin.TransportConfig{ResponseTimeout: long, IdleTimeout: long})
+	t.Cleanup(transport.CloseIdleConnections)
+	for range tries {
+		wantRefusal(t, transport, requestTo(t, "PUT", "http://"+address+"/b/k", streamed(size), size))
+		if n := <-more; n > 0 {
+			t.Fatalf("%d bytes after the answer", n)
+		}
+	}
+}
+
 // A store that accepts a long upload without its body has not stored it.
 func TestASuccessWithoutTheBodyIsAnError(t *testing.T) {
 	t.Parallel()

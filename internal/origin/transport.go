@@ -133,7 +133,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		},
 	}
 
-	sent, asked := t.expectations.apply(r)
+	sent, asked := t.expectations.apply(ctx, r)
 	if asked != nil {
 		trace.GotFirstResponseByte = func() { asked.heard.Store(true) }
 		trace.Got100Continue = asked.continued
