@@ -178,7 +178,7 @@ func (s *server) purge( //nolint:revive // one distinguishes key "" from all key
 
 // serveStore shows what is known about the store.
 func (s *server) serveStore(w http.ResponseWriter, _ *http.Request) {
-	answerJSON(w, describeStore(s.able.Known()))
+	answerJSON(w, describeStore(s.capabilities.Known()))
 }
 
 // probeStore asks the store what it can do, now, in the bucket that the
@@ -189,7 +189,7 @@ func (s *server) probeStore(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "give the bucket in which test objects may be written: bucket=NAME", http.StatusBadRequest)
 		return
 	}
-	found, err := s.able.Probe(r.Context(), bucket)
+	found, err := s.capabilities.Probe(r.Context(), bucket)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return

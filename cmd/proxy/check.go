@@ -155,7 +155,7 @@ func (c *checker) store(ctx context.Context, s *store, text []byte, bucket strin
 	}
 	c.run(ctx, "store: put, 2 KB of metadata", probe.Put)
 	c.run(ctx, "store: ranges", probe.Ranges)
-	c.abilities(ctx, probe, s.settings)
+	c.capabilities(ctx, probe, s.settings)
 	c.run(ctx, "store: delete", func(ctx context.Context) (string, error) { return "", probe.Clean(ctx) })
 }
 
@@ -169,19 +169,19 @@ func (c *checker) sweep(ctx context.Context, probe *storecheck.Probe) {
 	}
 }
 
-// abilities finds out what the store can do, and compares it with the
+// capabilities finds out what the store can do, and compares it with the
 // settings.
-func (c *checker) abilities(ctx context.Context, probe *storecheck.Probe, cfg config.Origin) {
+func (c *checker) capabilities(ctx context.Context, probe *storecheck.Probe, cfg config.Origin) {
 	var found capability.Set
 	c.run(ctx, "store: what it can do", func(ctx context.Context) (_ string, err error) {
 		found, err = probe.Capabilities(ctx)
 		return "", err
 	})
-	for able := range capability.All {
-		fmt.Fprintf(c.out, "      %-22s %s\n", able, able.Text(found[able]))
+	for one := range capability.All {
+		fmt.Fprintf(c.out, "      %-22s %s\n", one, one.Text(found[one]))
 	}
 
-	used := fixedAbilities(cfg).Over(found)
+	used := fixedCapabilities(cfg).Over(found)
 	c.line(checkTrailer(found, used, cfg), "store: checksum trailers, truncated bodies")
 	c.line(checkPartCount(found, used), "store: part counts in ETags")
 	c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {

@@ -59,11 +59,11 @@ func openBucket(c *cobra.Command, config, arg string) (*direct, error) {
 
 // abilities finds out what the store can do, with objects below the prefix.
 func (d *direct) abilities(ctx context.Context) (inplace.Abilities, error) {
-	set, err := d.findAbilities(ctx, d.bucket, d.prefix)
+	set, err := d.findCapabilities(ctx, d.bucket, d.prefix)
 	if err != nil {
 		return inplace.Abilities{}, fmt.Errorf("testing what the store can do: %w", err)
 	}
-	d.able.Learn(set)
+	d.capabilities.Learn(set)
 	return inplace.AbilitiesOf(set), nil
 }
 

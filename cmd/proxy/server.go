@@ -64,7 +64,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		Keys:          s.keys,
 		Clients:       s.clients,
 		Domain:        cfg.Domain,
-		Capabilities:  s.able.Find,
+		Capabilities:  s.capabilities.Find,
 		UniformParts:  cfg.Origin.UniformParts,
 		VerifyHead:    cfg.Encryption.VerifyHead,
 		KeyNames:      keyname.Store(cfg.Origin.Keys),

@@ -27,9 +27,9 @@ import (
 
 // store is the store behind the proxy, and what is known about it.
 type store struct {
-	origin *origin.Origin
-	login  *staticLogin // nil if the SDK's default chain finds the credentials
-	able   *capability.Finder
+	origin       *origin.Origin
+	login        *staticLogin // nil if the SDK's default chain finds the credentials
+	capabilities *capability.Finder
 
 	settings config.Origin
 	// For the probe: the same store, with and without checksum trailers.
@@ -83,23 +83,23 @@ func openStore(
 		s3api.CheckAnswer,
 		refusalOfProbe,
 	)
-	s.able = capability.New(capability.Config{
+	s.capabilities = capability.New(capability.Config{
 		Probe: func(ctx context.Context, bucket string) (capability.Set, error) {
-			return s.findAbilities(ctx, bucket, "")
+			return s.findCapabilities(ctx, bucket, "")
 		},
-		Fixed: fixedAbilities(cfg.Origin),
+		Fixed: fixedCapabilities(cfg.Origin),
 		Report: func(bucket string, found capability.Set, err error) {
-			reportAbilities(log, metrics, bucket, found, err)
+			reportCapabilities(log, metrics, bucket, found, err)
 		},
-		TTL: abilitiesTTL, Retry: probeAgain, Timeout: probeTimeout, Now: time.Now,
+		TTL: capabilitiesTTL, Retry: probeAgain, Timeout: probeTimeout, Now: time.Now,
 	})
 	return s, nil
 }
 
 // Times of the probe that finds out what the store can do.
 const (
-	abilitiesTTL = 24 * time.Hour
-	probeTimeout = 20 * time.Second
+	capabilitiesTTL = 24 * time.Hour
+	probeTimeout    = 20 * time.Second
 )
 
 // probeAgain returns when a probe that failed is repeated: soon if the store
@@ -128,9 +128,9 @@ func (s *store) newProbe(bucket, prefix string) *storecheck.Probe {
 	)
 }
 
-// findAbilities asks the store what it can do, with small objects that have a
+// findCapabilities asks the store what it can do, with small objects that have a
 // prefix. It removes them, and what earlier probes have left.
-func (s *store) findAbilities(ctx context.Context, bucket, prefix string) (capability.Set, error) {
+func (s *store) findCapabilities(ctx context.Context, bucket, prefix string) (capability.Set, error) {
 	probe := s.newProbe(bucket, prefix)
 	set, err := probe.Capabilities(ctx)
 	if removal := probe.Clean(ctx); err == nil {
@@ -142,8 +142,8 @@ func (s *store) findAbilities(ctx context.Context, bucket, prefix string) (capab
 	return set, err
 }
 
-// fixedAbilities returns what the settings say about the store.
-func fixedAbilities(cfg config.Origin) (fixed capability.Set) {
+// fixedCapabilities returns what the settings say about the store.
+func fixedCapabilities(cfg config.Origin) (fixed capability.Set) {
 	fixed[capability.Trailer] = answerOf(cfg.ChecksumTrailer)
 	fixed[capability.PartCount] = answerOf(cfg.ETagPartCount)
 	switch cfg.Keys {
@@ -182,7 +182,7 @@ func (s *store) uploads(ctx context.Context, bucket string) (origin.Uploads, err
 		needed = append(needed, capability.CutBodies)
 	}
 
-	set := s.able.Find(ctx, bucket, needed...)
+	set := s.capabilities.Find(ctx, bucket, needed...)
 	if set[capability.Trailer] != capability.No {
 		return origin.Uploads{Trailer: true, PartChecksums: set[capability.PartChecksums] != capability.No}, nil
 	}
@@ -192,8 +192,8 @@ func (s *store) uploads(ctx context.Context, bucket string) (origin.Uploads, err
 	return origin.Uploads{}, nil
 }
 
-// reportAbilities logs what a probe has found, and exports it.
-func reportAbilities(log *zap.Logger, m *metrics.Metrics, bucket string, found capability.Set, err error) {
+// reportCapabilities logs what a probe has found, and exports it.
+func reportCapabilities(log *zap.Logger, m *metrics.Metrics, bucket string, found capability.Set, err error) {
 	fields := []zap.Field{zap.String("bucket", bucket)}
 	for c := range capability.All {
 		fields = append(fields, zap.String(c.String(), found[c].String()))
