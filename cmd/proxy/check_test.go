@@ -104,31 +104,37 @@ func TestCheckIsKilled(t *testing.T) {
 	}
 
 	killed := 0
-	for signal, step := range map[os.Signal]int{syscall.SIGKILL: 1, syscall.SIGTERM: 3} {
+	for signal, step := range map[os.Signal]int{syscall.SIGKILL: 1, syscall.SIGTERM: 5} {
 		for at := 1; ; at += step {
 			var (
 				requests atomic.Int64
-				check    *exec.Cmd
+				started  = make(chan *os.Process, 1)
 				forward  = httputil.NewSingleHostReverseProxy(target)
 			)
+			kill := func() {
+				p := <-started
+				_ = p.Signal(signal) // it may have ended
+				started <- p
+			}
 			forward.ErrorLog = log.New(io.Discard, "", 0)
 			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				now := requests.Add(1) == int64(at)
 				if now && at%2 == 0 {
-					_ = check.Process.Signal(signal)
+					kill()
 				}
 				forward.ServeHTTP(w, r.WithContext(context.WithoutCancel(r.Context())))
 				if now {
-					_ = check.Process.Signal(signal)
+					kill()
 				}
 			}))
 
 			config := writeConfig(t, front.URL, "127.0.0.1:0", "127.0.0.1:1", "checksum_trailer: true", "checksum_trailer: auto")
-			check = exec.CommandContext(t.Context(), os.Args[0], "check", "--config", config, "--bucket", bucket)
+			check := exec.CommandContext(t.Context(), os.Args[0], "check", "--config", config, "--bucket", bucket)
 			// The cleaner outlives the check, so it must not have its pipes.
 			if err := check.Start(); err != nil {
 				t.Fatal(err)
 			}
+			started <- check.Process
 			_ = check.Wait()
 			if requests.Load() < int64(at) {
 				front.Close()
