@@ -71,6 +71,7 @@ install_packages() {
   if [[ ${STORE:-} == ceph ]] && ! { has ceph-mon && has ceph-osd && has radosgw && has ceph; }; then
     missing+=(ceph-mon ceph-osd radosgw ceph-common)
   fi
+  if [[ ${STORE:-} == ceph ]] && ! has curl; then missing+=(curl); fi # for ceph.sh
   if ! python_with 'boto3, cryptography' >/dev/null; then missing+=(python3 python3-boto3 python3-cryptography); fi
   if ((${#missing[@]} == 0)); then return 0; fi
   say "installing Debian packages: ${missing[*]}"
