@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -105,6 +106,9 @@ func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Resp
 	}
 
 	resp, err := s.send(c, c.originRequest(http.MethodPut, header, body, length))
+	if c.route.flags&readsSource != 0 {
+		up.stop() // the caller closes the source
+	}
 	if failure := up.failure(); failure != nil {
 		if err == nil {
 			closeBody(resp)
@@ -189,11 +193,20 @@ type upload struct {
 	waiting  atomic.Pointer[time.Time] // start of the current Read; nil between reads
 	finished atomic.Bool
 	sent     int64
+
+	reading sync.Mutex // held during Read
+	stopped bool       // guarded by reading
 }
 
 // Read returns sealed bytes only while the lease is valid. It checks the
 // lease after reading, because the client may be slow to send the plaintext.
 func (u *upload) Read(p []byte) (int, error) {
+	u.reading.Lock()
+	defer u.reading.Unlock()
+	if u.stopped {
+		return 0, io.ErrClosedPipe
+	}
+
 	began := time.Now()
 	u.waiting.Store(&began)
 	n, err := u.sealer.Read(p)
@@ -215,6 +228,16 @@ func (u *upload) Read(p []byte) (int, error) {
 	}
 
 	return n, err
+}
+
+// stop makes later Reads fail, and waits for the one that is under way. A store
+// may answer before it has the body, and the transport then goes on reading
+// for a moment. A Read that waits for a client could take long, so stop is
+// only for copies.
+func (u *upload) stop() {
+	u.reading.Lock()
+	defer u.reading.Unlock()
+	u.stopped = true
 }
 
 func (u *upload) fail(err error) error {
