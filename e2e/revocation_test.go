@@ -366,7 +366,12 @@ func (s *stage) window(t *testing.T, key string) time.Duration {
 func (s *stage) metric(t *testing.T, name string, labels ...string) (sum float64) {
 	t.Helper()
 	for line := range strings.Lines(string(pull(t, s.admin+"/metrics"))) {
-		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		line = strings.TrimSpace(line)
+		end := strings.LastIndexByte(line, ' ')
+		if end < 0 {
+			continue
+		}
+		series, value := line[:end], line[end+1:]
 		metric, rest, _ := strings.Cut(series, "{")
 		if metric != name || !containsAll(rest, labels) {
 			continue
