@@ -79,7 +79,20 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := s.appendEnd(c, list, layout, have, sum); err != nil {
 		return err
 	}
-	return s.commit(c, list, sum)
+	answer, body, err := s.commitAlive(c, list)
+	if err != nil {
+		return err
+	}
+
+	keyID := crypt.CustomerKeyID
+	if !s.uploads.forCustomer(c) {
+		if keyID, err = s.Keys.KeyID(c.object(), c.client.Name, c.upload.wanted.KeyID); err != nil {
+			return err
+		}
+	}
+	s.uploads.entries.Remove(c.uploadID())
+
+	return c.answerCompleted(answer, body, sum, keyID)
 }
 
 // completion is the CompleteMultipartUpload document.
@@ -390,10 +403,19 @@ type committedPart struct {
 	CRC32      string `xml:"ChecksumCRC32,omitempty"`
 }
 
-// commit completes the upload in the store.
-func (s *Server) commit(c *call, list *completion, sum objectSum) error {
+// commitAlive calls commit with what the client asks for. The client gets
+// spaces while it waits.
+func (s *Server) commitAlive(c *call, list *completion) (http.Header, []byte, error) {
+	defer s.keepAlive(c)()
+	header := c.requestHeader()
+	header.Del("X-Amz-Mp-Object-Size")
+	return s.commit(c, list.Parts, header)
+}
+
+// commit completes the upload in the store, and returns the store's answer.
+func (s *Server) commit(c *call, parts []completionPart, header http.Header) (http.Header, []byte, error) {
 	out := committed{XMLName: rootNamed("CompleteMultipartUpload")}
-	for _, p := range list.Parts {
+	for _, p := range parts {
 		out.Parts = append(
 			out.Parts,
 			committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored},
@@ -402,41 +424,27 @@ func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 
 	doc, err := xml.Marshal(out)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	header := c.requestHeader()
-	header.Del("X-Amz-Mp-Object-Size")
 	header.Set("Content-Type", "application/xml")
 	header.Set("X-Amz-Content-Sha256", sha256Of(doc))
 
-	answer, body, err := s.sendCompletion(c, header, doc)
-	if err != nil {
-		return err
-	}
-	if bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
-		return lateError(body)
-	}
-
-	keyID := crypt.CustomerKeyID
-	if !s.uploads.forCustomer(c) {
-		if keyID, err = s.Keys.KeyID(c.object(), c.client.Name, c.upload.wanted.KeyID); err != nil {
-			return err
-		}
-	}
-	s.uploads.entries.Remove(c.uploadID())
-
-	return c.answerCompleted(answer, body, sum, keyID)
-}
-
-func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (http.Header, []byte, error) {
-	defer s.keepAlive(c)()
-	resp, err := s.send(c, replayable(c.originRequest(http.MethodPost, header, nil, int64(len(doc))), doc))
+	query := c.uploadQuery(make(url.Values))
+	r := replayable(c.originRequestTo(http.MethodPost, query, header, nil, int64(len(doc))), doc)
+	resp, err := s.send(c, r)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer closeBody(resp)
+
 	body, err := readAnswer(resp)
-	return resp.Header, body, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
+		return nil, nil, lateError(body)
+	}
+	return resp.Header, body, nil
 }
 
 // answerCompleted sends the store's document, with the location, the ETag

@@ -171,7 +171,7 @@ func copySourceHeader(src crypt.Object, version string) string {
 // sendCopy makes the store copy an object, and returns the headers and the
 // document of its answer.
 func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, error) {
-	resp, err := s.send(c, c.originRequest(http.MethodPut, header, nil, 0))
+	resp, err := s.send(c, c.originRequest(http.MethodPut, header, 0))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -107,7 +107,7 @@ func (s *Server) sealCopy(
 	}
 
 	up := &upload{sealer: sealer, c: c.call, lease: lease.Lease, size: crypt.StoredSize(source.Length)}
-	resp, err := s.sendSealed(c.call, header, up)
+	resp, err := s.sendSealed(c.call, nil, header, up)
 	if err != nil {
 		return nil, c.writeError(err)
 	}

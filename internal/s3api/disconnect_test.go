@@ -139,12 +139,18 @@ func TestAnAbortedDownloadIsReset(t *testing.T) {
 // waitForLog waits until the log contains a text and a condition is true.
 func (p *proxy) waitForLog(text string, also func() bool) {
 	p.t.Helper()
+	p.wait("for the log to contain "+text, func() bool { return strings.Contains(p.log.String(), text) && also() })
+}
+
+// wait waits until a condition is true.
+func (p *proxy) wait(what string, condition func() bool) {
+	p.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if strings.Contains(p.log.String(), text) && also() {
+		if condition() {
 			return
 		}
 	}
-	p.t.Fatalf("the log has no %s", text)
+	p.t.Fatal("waited in vain " + what)
 }
 
 // An upload whose client stops sending gets an error as soon as the key is

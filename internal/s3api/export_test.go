@@ -42,3 +42,9 @@ func (s *Server) Forget() { s.layouts = stored.NewCache() }
 
 // Statuses returns the HTTP status of each error code.
 func Statuses() map[string]int { return statuses }
+
+// FormBufferCount is the number of forms that can be in memory.
+const FormBufferCount = formBufferCount
+
+// FormsInMemory returns the number of forms that are in memory.
+func (s *Server) FormsInMemory() int { return len(s.formBuffers) }

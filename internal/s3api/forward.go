@@ -78,7 +78,7 @@ func (s *Server) sendBody(c *call, body []byte) (*http.Response, error) {
 	if len(body) > 0 || c.hasDigest() {
 		header.Set("Content-Md5", md5Of(body)) // S3 requires it for some operations
 	}
-	return s.send(c, replayable(c.originRequest(c.Method, header, nil, int64(len(body))), body))
+	return s.send(c, replayable(c.originRequest(c.Method, header, int64(len(body))), body))
 }
 
 // replayable gives a request a body that can be sent again.

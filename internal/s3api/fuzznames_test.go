@@ -114,7 +114,7 @@ func checkSent(t *testing.T, c *call) {
 			Host:   "store",
 		}, Region: "us-east-1", PathStyle: true, Now: time.Now, Transport: store,
 		Credentials: credentials.NewStaticCredentialsProvider("access", "secret", ""),
-	}).RoundTrip(c.originRequest(http.MethodGet, http.Header{}, nil, 0))
+	}).RoundTrip(c.originRequest(http.MethodGet, http.Header{}, 0))
 
 	if store.request == nil {
 		t.Fatalf("%q is not sent", c.resource())

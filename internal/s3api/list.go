@@ -67,7 +67,7 @@ func (s *Server) rewriteXML(c *call, name string, change func([]byte) []byte) er
 }
 
 func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, error)) error {
-	resp, err := s.send(c, c.originRequest(c.Method, c.requestHeader(), nil, 0))
+	resp, err := s.send(c, c.originRequest(c.Method, c.requestHeader(), 0))
 	if err != nil {
 		return err
 	}

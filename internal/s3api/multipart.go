@@ -21,70 +21,79 @@ import (
 // createMultipartUpload creates an upload, and marks the object as a
 // multipart object. The object's metadata is fixed at this point.
 func (s *Server) createMultipartUpload(c *call) error {
-	wanted, err := c.encryption()
-	if err != nil {
-		return err
-	}
-
-	if err := s.checkMarker(c, -1); err != nil {
-		return err
-	}
 	kind, err := uploadChecksum(c.Header)
 	if err != nil {
 		return err
 	}
-	if wanted.KeyID, err = s.otherKey(c, wanted.KeyID); err != nil {
+	body, err := s.createUpload(c, kind)
+	if err != nil {
 		return err
+	}
+	kind.headers(c.w.Header())
+	return c.answerXML(c.showUpload(body))
+}
+
+// createUpload creates an upload for the call's object, and sets the headers
+// of the response. It returns the store's answer.
+func (s *Server) createUpload(c *call, kind objectSum) ([]byte, error) {
+	wanted, err := c.encryption()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkMarker(c, -1); err != nil {
+		return nil, err
+	}
+	if wanted.KeyID, err = s.otherKey(c, wanted.KeyID); err != nil {
+		return nil, err
 	}
 
 	// If the key cannot be used, the client gets the error now, and not with
 	// the first part.
 	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer sealed.Release()
 
 	if err := crypt.CheckPartKey(sealed.KeyID, sealed.Wrapped); err != nil {
-		return partError(err)
+		return nil, partError(err)
 	}
 	metadata, err := crypt.Mark{KeyID: sealed.KeyID}.Metadata()
 	if err != nil {
-		return err
+		return nil, err
 	}
 
 	if err := checkMetadata(c.Header, metadata); err != nil {
-		return err
+		return nil, err
 	}
 	header := c.requestHeader()
 	for name, value := range metadata {
 		header.Set(metaPrefix+name, value)
 	}
 
-	resp, err := s.send(c, c.originRequest(http.MethodPost, header, nil, 0))
+	resp, err := s.send(c, c.originRequestTo(http.MethodPost, url.Values{"uploads": {""}}, header, nil, 0))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer closeBody(resp)
 
 	body, err := readAnswer(resp)
 	if err != nil {
-		return err
+		return nil, err
 	}
 
 	upload, _, _ := element(body, "UploadId")
 	if !s.uploads.isNew(string(upload)) {
-		return errGivenBefore
+		return nil, errGivenBefore
 	}
 	if c.upload, err = newUploadRef(html.UnescapeString(string(upload)), wanted, sealed); err != nil {
-		return err
+		return nil, err
 	}
 
 	s.uploads.put(c.uploadID(), sealed, kind)
 	c.copyHeader(resp.Header)
 	c.setSealedHeaders(sealed)
-	kind.headers(c.w.Header())
-	return c.answerXML(c.showUpload(body))
+	return body, nil
 }
 
 // otherKey returns the id of the KMS key that the client asks for, or "" if
@@ -128,7 +137,11 @@ func (s *Server) uploadPart(c *call) error {
 		c.payload = c.checks.computing(created.algorithm, c.payload)
 	}
 
-	resp, err := s.sealPart(c, c.auth.DecodedLength())
+	number, err := partNumber(c.query.Get("partNumber"))
+	if err != nil {
+		return err
+	}
+	resp, err := s.sealPart(c, number, c.auth.DecodedLength())
 	if err != nil {
 		return err
 	}
@@ -140,14 +153,9 @@ func (s *Server) uploadPart(c *call) error {
 	return nil
 }
 
-// sealPart sends a payload of the given size as the part that the query
-// names, and sets the headers of the response.
-func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
-	number, err := partNumber(c.query.Get("partNumber"))
-	if err != nil {
-		return nil, err
-	}
-
+// sealPart sends a payload of the given size as a part of the call's upload,
+// and sets the headers of the response.
+func (s *Server) sealPart(c *call, number int, size int64) (*http.Response, error) {
 	lease, err := s.partKey(c)
 	if err != nil {
 		return nil, err
@@ -167,6 +175,7 @@ func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 
 	resp, err := s.sendSealed(
 		c,
+		c.uploadQuery(url.Values{"partNumber": {strconv.Itoa(number)}}),
 		make(http.Header),
 		&upload{sealer: sealer, c: c, lease: lease.Lease, size: size + crypt.PartOverhead},
 	)

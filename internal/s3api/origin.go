@@ -30,13 +30,14 @@ func (c *call) originQuery() url.Values {
 	return query
 }
 
-// originRequest returns a request to the store. length is the length of body
-// in bytes.
-func (c *call) originRequest(method string, header http.Header, body io.ReadCloser, length int64) *http.Request {
-	return c.originRequestTo(method, c.originQuery(), header, body, length)
+// originRequest returns a request to the store with the client's query and
+// without a body. A body of length bytes can be added; see replayable.
+func (c *call) originRequest(method string, header http.Header, length int64) *http.Request {
+	return c.originRequestTo(method, c.originQuery(), header, nil, length)
 }
 
-// originRequestTo is originRequest with another query.
+// originRequestTo returns a request to the store. length is the length of
+// body in bytes.
 func (c *call) originRequestTo(
 	method string,
 	query url.Values,

@@ -15,21 +15,22 @@ func (s *Server) uploadPartCopy(c *call) error {
 	if err := c.checkNoSSE(); err != nil {
 		return err
 	}
-	if _, err := partNumber(c.query.Get("partNumber")); err != nil {
+	number, err := partNumber(c.query.Get("partNumber"))
+	if err != nil {
 		return err
 	}
 	q, err := s.copySource(c)
 	if err != nil {
 		return s.unlessNoBucket(c, err)
 	}
-	err = s.copyPart(c, q)
+	err = s.copyPart(c, number, q)
 	if errors.Is(err, errTransfer) { // nothing was stored, and the source can be read again
-		err = s.copyPart(c, q)
+		err = s.copyPart(c, number, q)
 	}
 	return err
 }
 
-func (s *Server) copyPart(c *call, q stored.Request) error {
+func (s *Server) copyPart(c *call, number int, q stored.Request) error {
 	c.reseals = true
 	source, err := c.reader.Get(c.Context(), q)
 	if outside := (*stored.RangeError)(nil); errors.As(err, &outside) {
@@ -59,7 +60,7 @@ func (s *Server) copyPart(c *call, q stored.Request) error {
 		c.payload = sums.computing(created.algorithm, c.payload)
 	}
 
-	resp, err := s.sealPart(c, source.Length)
+	resp, err := s.sealPart(c, number, source.Length)
 	if err != nil {
 		return err
 	}

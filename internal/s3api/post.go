@@ -1,29 +1,40 @@
 package s3api
 
 import (
+	"context"
 	"encoding/xml"
 	"errors"
+	"html"
 	"io"
 	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
+	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
-	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // postObject stores the file of a form. authenticateForm has already read
-// the fields before the file. From here on, it works like PutObject.
+// the fields before the file. From here on, it works like PutObject, unless
+// the file is long: then its size is not known ahead, and it is stored in
+// two parts.
 //
 // https://docs.aws.amazon.com/AmazonS3/latest/API/RESTObjectPOST.html
 func (s *Server) postObject(c *call) error {
-	err := s.sealObject(c)
-	if errors.Is(err, errBehindFile) { // the file was not read to its end
+	put := s.sealObject
+	if c.posted.isLong() {
+		put = s.sealInParts
+	}
+
+	err := put(c)
+	if errors.Is(err, errBehindFile) || errors.Is(err, errBusyForms) { // the file was not read to its end
 		c.discard(c.posted)
 	}
 	if err != nil {
@@ -31,6 +42,87 @@ func (s *Server) postObject(c *call) error {
 	}
 	return c.answerForm()
 }
+
+// sealInParts stores the file of a form as a multipart object. The first
+// part is everything but the end of the body; the second part is the rest of
+// the file. The upload is completed only after the form, its policy and its
+// checksums are verified.
+func (s *Server) sealInParts(c *call) error {
+	if err := checkMetadata(c.Header, nil); err != nil {
+		return err
+	}
+	if _, err := s.createUpload(c, objectSum{}); err != nil {
+		return err
+	}
+
+	answer, body, err := s.sealBothParts(c)
+	s.uploads.entries.Remove(c.uploadID())
+	if err != nil {
+		s.abortUpload(c)
+		return err
+	}
+
+	etag, _, _ := element(body, "ETag")
+	answer.Set("Etag", html.UnescapeString(string(etag)))
+	c.copyHeader(answer)
+	return nil
+}
+
+func (s *Server) sealBothParts(c *call) (answer http.Header, body []byte, err error) {
+	file, form := c.payload, c.posted
+	c.payload = io.LimitReader(file, form.ahead)
+	first, err := s.sealFormPart(c, 1, form.ahead)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	if err := form.openTail(); err != nil {
+		return nil, nil, err
+	}
+	if err := form.post.CheckLength(form.size, form.size); err != nil {
+		return nil, nil, err
+	}
+	c.payload = file // its end verifies the checksums
+	last, err := s.sealFormPart(c, 2, form.size-form.ahead)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.commit(c, []completionPart{first, last}, make(http.Header))
+}
+
+func (s *Server) sealFormPart(c *call, number int, size int64) (completionPart, error) {
+	resp, err := s.sealPart(c, number, size)
+	if err != nil {
+		return completionPart{}, err
+	}
+	closeBody(resp)
+	return completionPart{
+		PartNumber: number,
+		ETag:       unquote(resp.Header.Get("Etag")),
+		stored:     stored.PartChecksumOf(resp.Header),
+	}, nil
+}
+
+// abortUpload removes the parts of an upload that failed. The client may be
+// gone. What cannot be removed is no object, and a lifecycle rule of the
+// bucket finds it.
+func (s *Server) abortUpload(c *call) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), abortTimeout)
+	defer cancel()
+	r := c.originRequestTo(http.MethodDelete, c.uploadQuery(make(url.Values)), make(http.Header), nil, 0)
+	resp, err := s.send(c, r.WithContext(ctx))
+	if err != nil {
+		s.Log.Warn(
+			"a multipart upload could not be aborted; its parts stay in the store",
+			zap.String("request_id", c.id), zap.String("bucket", c.bucket), zap.String("key", c.key),
+			zap.String("upload_id", c.upload.stored), zap.Error(err),
+		)
+		return
+	}
+	closeBody(resp)
+}
+
+const abortTimeout = 10 * time.Second
 
 // errNotForm is returned for a POST to a bucket that is not a form upload.
 func errNotForm() error {
@@ -80,41 +172,50 @@ func (s *Server) authenticateForm(c *call) error {
 		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
 	}
 
-	if err = f.openFile(); err == nil {
-		c.client, c.auth = client, post.Auth(f.size)
-		err = c.takeForm(f, post)
-	}
-	if err == nil {
+	_, most := f.limits()
+	c.client, c.auth, c.posted, f.post = client, post.Auth(most), f, post
+	if err = c.takeForm(f); err == nil {
 		err = s.checkFormKey(c.key)
 	}
-
 	if err != nil {
 		c.discard(f)
 	}
 	return err
 }
 
-// takeForm checks a form against its policy, and replaces the request's
-// headers and body with it.
-func (c *call) takeForm(f *form, post *sigv4.Post) error {
+// takeForm checks the fields of a form against its policy, and replaces the
+// request's headers with them.
+func (c *call) takeForm(f *form) error {
 	if err := f.fill(c.bucket); err != nil {
 		return err
 	}
 	c.key = f.fields["key"]
-	if err := post.Check(f.fields); err != nil {
+	if err := f.post.Check(f.fields); err != nil {
 		return err
 	}
 
-	if err := post.CheckLength(f.size); err != nil {
+	least, most := f.limits()
+	if err := f.post.CheckLength(least, most); err != nil {
 		return err
 	}
 	var err error
-	if c.Header, err = f.header(); err != nil {
-		return err
-	}
+	c.Header, err = f.header()
+	return err
+}
 
-	c.posted, c.Body = f, io.NopCloser(f.file)
-	return nil
+// openForm begins to read the file of a form, which becomes the body.
+func (s *Server) openForm(c *call) error {
+	f := c.posted
+	err := f.openFile(s.formBuffers)
+	if err == nil {
+		least, most := f.limits()
+		err = f.post.CheckLength(least, most)
+		c.auth, c.Body = f.post.Auth(most), io.NopCloser(f.file)
+	}
+	if err != nil {
+		c.discard(f)
+	}
+	return err
 }
 
 // checkFormKey checks the key of a form. A policy may restrict keys by

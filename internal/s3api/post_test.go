@@ -13,6 +13,7 @@ import (
 	"io"
 	"maps"
 	mimeform "mime/multipart"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -20,8 +21,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // upload is a form as a browser sends it.
@@ -320,12 +324,15 @@ func TestPostObjectIsRefused(t *testing.T) {
 		return func(u *upload) { u.conditions = append(u.conditions, list) }
 	}
 
-	large := func(then func(*upload)) func(*upload) {
-		return func(u *upload) {
-			u.file = randomText(2 << 20)
-			then(u)
+	sized := func(size int) func(func(*upload)) func(*upload) {
+		return func(then func(*upload)) func(*upload) {
+			return func(u *upload) {
+				u.file = randomText(size)
+				then(u)
+			}
 		}
 	}
+	large, long := sized(2<<20), sized(7<<20) // buffered, and in two parts
 	for name, row := range map[string]struct {
 		change func(*upload)
 		status int
@@ -362,13 +369,25 @@ func TestPostObjectIsRefused(t *testing.T) {
 			func(u *upload) { u.behind = func(w *mimeform.Writer) { w.CreateFormFile("file", "b") } }, 400,
 			"POST requires exactly one file upload per request.",
 		},
-		"a field behind a large": {
-			large(func(u *upload) { u.behind = func(w *mimeform.Writer) { w.WriteField("submit", "x") } }), 501,
-			"make the file the last field",
+		"no end":                 {func(u *upload) { u.cut = 6 }, 400, "MalformedPOSTRequest"},
+		"no end of a large":      {large(func(u *upload) { u.cut = 6 }), 400, "MalformedPOSTRequest"},
+		"no end of a long":       {long(func(u *upload) { u.cut = 6 }), 400, "MalformedPOSTRequest"},
+		"no delimiter of a long": {long(func(u *upload) { u.cut = 80 }), 400, "MalformedPOSTRequest"},
+		"two files, and a long": {
+			long(func(u *upload) { u.behind = func(w *mimeform.Writer) { w.CreateFormFile("file", "b") } }), 400,
+			"POST requires exactly one file upload per request.",
 		},
-		"no line break at the end of a large": {large(func(u *upload) { u.cut = 2 }), 501, "make the file the last field"},
-		"no end":                              {func(u *upload) { u.cut = 6 }, 400, "MalformedPOSTRequest"},
-		"no end of a large":                   {large(func(u *upload) { u.cut = 6 }), 501, "NotImplemented"},
+		"too much behind a long": {
+			long(func(u *upload) {
+				u.behind = func(w *mimeform.Writer) { w.WriteField("more", strings.Repeat("x", 1<<20)) }
+			}), 501, "make the file the last field",
+		},
+		"another checksum of a long": {long(field("x-amz-checksum-sha256", checksum(nil))), 400, "BadDigest"},
+		"too long, and a long":       {long(condition("content-length-range", 0, 7<<20-1)), 400, "EntityTooLarge"},
+		"too long, and much too long": {
+			long(condition("content-length-range", 0, 1<<20)), 400, "EntityTooLarge",
+		},
+		"too short, and a long": {long(condition("content-length-range", 7<<20+1, 1<<30)), 400, "EntityTooSmall"},
 		"fields that are too long": {
 			field("x-amz-meta-a", strings.Repeat("a", 21<<10)), 400, "MaxPostPreDataLengthExceeded",
 		},
@@ -405,6 +424,10 @@ func TestPostObjectIsRefused(t *testing.T) {
 			list, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket})
 			if err != nil || len(list.Contents) > 0 {
 				t.Fatalf("something is stored: %v, %v", list.Contents, err)
+			}
+			uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket})
+			if err != nil || len(uploads.Uploads) > 0 {
+				t.Fatalf("an upload is left: %v, %v", uploads.Uploads, err)
 			}
 		})
 	}
@@ -462,23 +485,35 @@ func TestPostObjectOddBodies(t *testing.T) {
 	}
 }
 
-// The delimiter is found in a large file wherever reads end. Similar bytes
-// are content.
+// A file ends with the first delimiter, wherever reads end. Here, what follows
+// it is not a form. Similar bytes are content.
 func TestPostObjectDelimiterInTheFile(t *testing.T) {
 	p := newProxy(t)
-	for _, at := range []int{0, 1, 4000, 4096 - 30, 20<<10 - 7, 1 << 20, 2<<20 - 100} {
-		t.Run(fmt.Sprint(at), func(t *testing.T) {
-			u := p.form("k", randomText(2<<20))
+	const short, long, tail = 2 << 20, 8 << 20, 1 << 20
+	for _, row := range []struct{ size, at, status int }{
+		{short, 0, 400},
+		{short, 1, 400},
+		{short, 4096 - 30, 400},
+		{short, short - 100, 400},
+		{long, 0, 501},
+		{long, 1, 501},
+		{long, 4096 - 30, 501},
+		{long, 20<<10 - 7, 501},
+		{long, long - tail - 10, 501},
+		{long, long - tail + 40, 501},
+		{long, long - tail + 400, 400},
+		{long, long - 100, 400},
+	} {
+		t.Run(fmt.Sprintf("%d at %d", row.size, row.at), func(t *testing.T) {
+			u := p.form("k", randomText(row.size))
 			body, contentType := u.body()
 			_, boundary, _ := strings.Cut(contentType, "boundary=")
 			from := bytes.Index(body.Bytes(), u.file[:64])
-			copy(body.Bytes()[from+at:], "\r\n--"+boundary)
+			copy(body.Bytes()[from+row.at:], "\r\n--"+boundary)
 
-			if resp, answer := p.postBody(
-				body, int64(body.Len()), contentType, nil,
-			); resp.StatusCode != http.StatusNotImplemented ||
-				p.isStored("k") {
-				t.Errorf("at %d: %d %s", at, resp.StatusCode, answer)
+			resp, answer := p.postBody(body, int64(body.Len()), contentType, nil)
+			if resp.StatusCode != row.status || p.isStored("k") {
+				t.Errorf("%d %s", resp.StatusCode, answer)
 			}
 		})
 	}
@@ -500,12 +535,115 @@ func TestPostObjectDelimiterInTheFile(t *testing.T) {
 	}
 }
 
+// Fields after the file are ignored, whatever the size of the file.
+func TestPostObjectFieldsAfterTheFile(t *testing.T) {
+	p := newProxy(t)
+	submit := func(w *mimeform.Writer) { w.WriteField("submit", "Upload to Amazon S3") }
+	// The second field is so long that the file ends with its first part.
+	twoFields := func(w *mimeform.Writer) {
+		submit(w)
+		w.WriteField("more", strings.Repeat("x", 1<<20-600))
+	}
+	for name, row := range map[string]struct {
+		size   int
+		behind func(*mimeform.Writer)
+	}{
+		"short":            {100, submit},
+		"buffered":         {1<<20 + 1, submit},
+		"three MiB":        {3 << 20, submit},
+		"nearly too long":  {6<<20 - 200, submit},
+		"in two parts":     {6<<20 + 1, submit},
+		"long":             {20 << 20, submit},
+		"much behind it":   {20 << 20, twoFields},
+		"much behind less": {5 << 20, twoFields},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := p.form("k", randomText(row.size))
+			u.behind = row.behind
+			u.fields["x-amz-checksum-sha256"] = checksum(u.file)
+			u.fields["x-amz-meta-a"] = "b"
+			resp, answer := u.post()
+			if resp.StatusCode != http.StatusNoContent || !bytes.Equal(p.mustGet("k"), u.file) {
+				t.Fatalf("%d %s", resp.StatusCode, answer)
+			}
+
+			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: aws.String("k")})
+			if err != nil || *head.ETag != resp.Header.Get("ETag") || *head.ContentLength != int64(row.size) ||
+				head.Metadata["a"] != "b" || head.ServerSideEncryption != types.ServerSideEncryptionAwsKms {
+				t.Errorf("%+v, %v", head, err)
+			}
+		})
+	}
+}
+
+// While all buffers are in use, a form without fields after its file is
+// streamed, and another one is told to come again.
+func TestPostObjectWithoutBuffer(t *testing.T) {
+	p := newProxy(t)
+	var held []io.Closer
+	for range s3api.FormBufferCount {
+		held = append(held, p.startForm(randomText(2<<20)))
+	}
+	p.wait("for all buffers to be in use", func() bool { return p.formsInMemory() == s3api.FormBufferCount })
+
+	u := p.form("k", randomText(2<<20))
+	if resp, answer := u.post(); resp.StatusCode != http.StatusNoContent || !bytes.Equal(p.mustGet("k"), u.file) {
+		t.Errorf("with nothing after the file: %d %s", resp.StatusCode, answer)
+	}
+
+	u = p.form("other", randomText(2<<20))
+	u.behind = func(w *mimeform.Writer) { w.WriteField("submit", "x") }
+	if resp, answer := u.post(); resp.StatusCode != http.StatusServiceUnavailable ||
+		!strings.Contains(answer, "SlowDown") || resp.Header.Get("Retry-After") == "" || p.isStored("other") {
+		t.Errorf("with a field after the file: %d %s", resp.StatusCode, answer)
+	}
+
+	for _, conn := range held {
+		conn.Close()
+	}
+	p.wait("for the buffers to be free", func() bool { return p.formsInMemory() == 0 })
+	if resp, answer := u.post(); resp.StatusCode != http.StatusNoContent || !bytes.Equal(p.mustGet("other"), u.file) {
+		t.Errorf("again: %d %s", resp.StatusCode, answer)
+	}
+}
+
+func (p *proxy) formsInMemory() int {
+	server, ok := p.server.Config.Handler.(*s3api.Server)
+	if !ok {
+		p.t.Fatal("another handler")
+	}
+	return server.FormsInMemory()
+}
+
+// startForm sends a form without its last bytes.
+func (p *proxy) startForm(file []byte) io.Closer {
+	p.t.Helper()
+	body, contentType := p.form("held", file).body()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(
+		conn, "POST /%s HTTP/1.1\r\nHost: p\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n",
+		p.bucket, contentType, body.Len(),
+	)
+	conn.Write(body.Bytes()[:body.Len()-100])
+	return conn
+}
+
 // If a client disconnects within its file, nothing is stored.
 func TestPostObjectBrokenOff(t *testing.T) {
+	for name, size := range map[string]int{"buffered": 2 << 20, "in two parts": 9 << 20} {
+		t.Run(name, func(t *testing.T) { breakForm(t, size) })
+	}
+}
+
+func breakForm(t *testing.T, size int) {
 	p := newProxy(t)
-	body, contentType := p.form("k", randomText(2<<20)).body()
+	body, contentType := p.form("k", randomText(size)).body()
 	length := int64(body.Len())
-	body.Truncate(1 << 20)
+	body.Truncate(size - 1<<20)
 
 	r, err := http.NewRequestWithContext(
 		t.Context(),
@@ -528,4 +666,8 @@ func TestPostObjectBrokenOff(t *testing.T) {
 	if p.isStored("k") {
 		t.Error("it is stored")
 	}
+	p.wait("for the upload to be aborted", func() bool {
+		uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket})
+		return err == nil && len(uploads.Uploads) == 0
+	})
 }

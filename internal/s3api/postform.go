@@ -9,28 +9,52 @@ import (
 	"mime"
 	"net/textproto"
 	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// form is the body of a form upload (RFC 7578): its fields, and after them
-// the file.
+// form is the body of a form upload (RFC 7578): its fields, the file, and
+// whatever follows the file, which S3 ignores.
 //
 // The envelope is sent before the object and has its size, but a form does
-// not state the size of its file. The size follows from the length of the
-// body, if the file is the last field and the form ends in the usual way:
-// with the closing boundary and a line break. This is verified while the
-// file is read; otherwise nothing is stored. A short file is buffered first,
-// and any fields may follow it.
+// not state the size of its file. It depends on the length of the body:
+//
+//   - Up to maxBuffered bytes are read into memory before anything is sent.
+//   - The file of a longer body is sent in two parts. The first ends
+//     maxTail bytes before the end of the body. The last bytes are read into
+//     memory, where the file's end must be.
+//   - If all buffers are in use, a body that should be buffered is expected
+//     to end right after the file, with the closing boundary and a line
+//     break. This is verified while the file is read; otherwise nothing is
+//     stored.
 type form struct {
 	fields   map[string]string // those before the file; names in lower case
 	filename string
-	size     int64 // of the file, in bytes
+	post     *sigv4.Post // the verified signature
+	size     int64       // of the file, in bytes; negative while it is not known
+	ahead    int64       // bytes of a long file in its first part; 0 for others
 	file     io.Reader
 
 	src      *bufio.Reader
-	boundary string // with the two leading dashes
-	left     int64  // bytes of the body that are not read yet
-	budget   int    // bytes that may still come before the file
+	boundary string       // with the two leading dashes
+	left     int64        // bytes of the body that are not read yet
+	budget   int          // bytes that may still come before the file
+	head     *formFile    // the first part of a long file
+	tail     bytes.Reader // the second
+	release  func()       // returns the buffer; nil for none
 }
+
+const (
+	// maxTail limits what may follow a long file, in bytes.
+	maxTail = maxPeek
+	// maxBuffered is the longest rest of a form that is buffered, in bytes.
+	// What is longer has at least 5 MiB for the first part, S3's minimum.
+	maxBuffered = crypt.MinPartSize + maxTail
+	// formBufferCount is the number of buffers for more than maxPeek bytes.
+	// Together they take up to 96 MiB.
+	formBufferCount = 16
+)
 
 // maxFields is S3's limit for a form without its file, in bytes.
 const maxFields = 20 << 10
@@ -50,7 +74,7 @@ func readForm(body io.Reader, contentType string, length int64) (*form, error) {
 
 	f := &form{
 		fields: make(map[string]string), src: bufio.NewReaderSize(body, maxFields),
-		boundary: "--" + params["boundary"], left: length, budget: maxFields,
+		boundary: "--" + params["boundary"], left: length, budget: maxFields, size: -1,
 	}
 
 	line, err := f.line()
@@ -169,28 +193,79 @@ func (f *form) value() (value string, end bool, err error) {
 	}
 }
 
-// openFile finds out the size of the file, and prepares to read it.
-func (f *form) openFile() error {
-	delimiter := []byte("\r\n" + f.boundary)
-	end := append(bytes.Clone(delimiter), "--\r\n"...)
-	if f.left > maxPeek {
+// limits returns the limits of the file's size, as far as it is known.
+func (f *form) limits() (least, most int64) {
+	if f.size >= 0 {
+		return f.size, f.size
+	}
+	return f.ahead, max(f.ahead+f.left-int64(len("\r\n"+f.boundary+"--")), 0)
+}
+
+// isLong reports whether the file is stored in two parts.
+func (f *form) isLong() bool { return f.ahead > 0 }
+
+// openFile prepares to read the file, and finds out its size if it can.
+// buffers limits the number of forms that are in memory.
+func (f *form) openFile(buffers chan struct{}) error {
+	switch {
+	case f.left > maxBuffered:
+		f.ahead = f.left - maxTail
+		f.head = newFormFile(f, f.ahead, nil)
+		f.file = io.MultiReader(f.head, &f.tail)
+		return nil
+	case f.left > maxPeek && !f.takeBuffer(buffers):
+		end := []byte("\r\n" + f.boundary + "--\r\n")
 		f.size = f.left - int64(len(end))
-		f.file = &formFile{src: f.src, left: f.size, delimiter: delimiter, end: end, before: []byte("\r\n")}
+		f.file = newFormFile(f, f.size, end)
 		return nil
 	}
 
-	rest := make([]byte, max(f.left, 0))
-	if _, err := io.ReadFull(f.src, rest); err != nil {
-		return bodyError(err)
+	text, err := f.readRest([]byte("\r\n"))
+	f.size, f.file = int64(len(text)), bytes.NewReader(text)
+	return err
+}
+
+// openTail reads the end of a long form, after the first part of its file.
+func (f *form) openTail() error {
+	f.left = maxTail
+	text, err := f.readRest(f.head.before)
+	f.size = f.ahead + int64(len(text))
+	f.tail.Reset(text)
+	return err
+}
+
+func (f *form) takeBuffer(buffers chan struct{}) bool {
+	select {
+	case buffers <- struct{}{}:
+		f.release = func() { <-buffers }
+		return true
+	default:
+		return false
+	}
+}
+
+// readRest reads the rest of the body and returns the rest of the file in
+// it. before has the last bytes that were read, in which the delimiter may
+// begin.
+func (f *form) readRest(before []byte) ([]byte, error) {
+	start := len(before)
+	rest := make([]byte, start+int(max(f.left, 0)))
+	copy(rest, before)
+	if _, err := io.ReadFull(f.src, rest[start:]); err != nil {
+		return nil, bodyError(err)
 	}
 	f.left = 0
 
-	i := bytes.Index(rest, delimiter)
-	if i < 0 || bytes.HasPrefix(rest, []byte(f.boundary)) {
-		return errMalformedForm
+	i := bytes.Index(rest, []byte("\r\n"+f.boundary))
+	switch {
+	case i < 0:
+		return nil, errMalformedForm
+	case i < start && f.isLong():
+		return nil, errBehindFile
+	case i < start: // the file has not even a line
+		return nil, errMalformedForm
 	}
-	f.size, f.file = int64(i), bytes.NewReader(rest[:i])
-	return f.ignore(rest[i+len("\r\n"):])
+	return rest[start:i], f.ignore(rest[i+len("\r\n"):])
 }
 
 // ignore skips what follows the file, as S3 does.
@@ -224,14 +299,22 @@ func (f *form) ignore(rest []byte) error {
 	return nil
 }
 
-// formFile reads a file that is expected to be the last field of its form.
-// It returns io.EOF only if that is true.
+// formFile reads a file, or its first part, whose size is known or supposed.
 type formFile struct {
 	src       io.Reader
 	left      int64 // bytes of the file that are not read yet
 	delimiter []byte
-	end       []byte // what must follow the file, with nothing after it; nil once it was read
 	before    []byte // the last bytes that were read, in which a delimiter may begin
+
+	// What must follow the file, with nothing after it; nil if it was read, or
+	// if any bytes may follow. io.EOF is returned only if that is true.
+	end []byte
+}
+
+func newFormFile(f *form, size int64, end []byte) *formFile {
+	return &formFile{
+		src: f.src, left: size, delimiter: []byte("\r\n" + f.boundary), before: []byte("\r\n"), end: end,
+	}
 }
 
 func (f *formFile) Read(p []byte) (int, error) {
@@ -241,7 +324,7 @@ func (f *formFile) Read(p []byte) (int, error) {
 	n, err := f.src.Read(p[:min(int64(len(p)), f.left)])
 	f.left -= int64(n)
 	if f.delimited(p[:n]) {
-		return 0, errBehindFile
+		return 0, f.misjudged()
 	}
 	if err == io.EOF { // unwrapped, as readers return it
 		err = io.ErrUnexpectedEOF
@@ -249,9 +332,24 @@ func (f *formFile) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errBehindFile = notImplemented(
-	"A form with data after a file of over 1 MiB",
-	"make the file the last field",
+// misjudged returns the error for a file that ends earlier than expected.
+func (f *formFile) misjudged() error {
+	if f.end == nil {
+		return errBehindFile
+	}
+	return errBusyForms
+}
+
+var (
+	errBehindFile = notImplemented(
+		"A form with more than 1 MiB of data after a large file",
+		"make the file the last field",
+	)
+	errBusyForms = &Error{
+		Code:       "SlowDown",
+		Message:    "Too many forms with fields after the file are being uploaded. Please try again.",
+		RetryAfter: retryAfter,
+	}
 )
 
 // delimited reports whether the delimiter occurs in the bytes read so far,
@@ -277,7 +375,7 @@ func (f *formFile) atTheEnd() error {
 		return bodyError(err)
 	}
 	if !bytes.Equal(rest, f.end) {
-		return errBehindFile
+		return errBusyForms
 	}
 	f.end = nil
 	return io.EOF

@@ -72,7 +72,7 @@ func FuzzForm(f *testing.F) {
 		}
 		ahead := length - form.left
 
-		if err := form.openFile(); err != nil {
+		if err := form.openFile(make(chan struct{}, 1)); err != nil {
 			wantFormError(t, err)
 			return
 		}
@@ -140,7 +140,7 @@ func FuzzFormRoundTrip(f *testing.F) {
 
 		form, err := readForm(src, formType, length)
 		if err == nil {
-			err = form.openFile()
+			err = form.openFile(make(chan struct{}, repeat&1)) // with and without a buffer
 		}
 
 		var got []byte

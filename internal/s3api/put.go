@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -76,6 +77,7 @@ func (s *Server) sealObject(c *call) error {
 
 	resp, err := s.sendSealed(
 		c,
+		nil,
 		header,
 		&upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(size)},
 	)
@@ -95,7 +97,7 @@ func (s *Server) sealObject(c *call) error {
 
 // sendSealed sends an upload to the store. It returns the store's answer if
 // the store has accepted the whole body.
-func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Response, error) {
+func (s *Server) sendSealed(c *call, query url.Values, header http.Header, up *upload) (*http.Response, error) {
 	body, length := io.ReadCloser(up), up.size
 	if length == crypt.StoredSize(0) && crypt.IsMarker(c.object(), 0) {
 		// A directory marker has an empty body in the store. The client's
@@ -105,7 +107,7 @@ func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Resp
 		}
 	}
 
-	resp, err := s.send(c, c.originRequest(http.MethodPut, header, body, length))
+	resp, err := s.send(c, c.originRequestTo(http.MethodPut, query, header, body, length))
 	if c.route.flags&readsSource != 0 {
 		up.stop() // the caller closes the source
 	}

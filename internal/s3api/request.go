@@ -214,6 +214,12 @@ func repeatable(name string) bool {
 // openBody sets payload. It does not read yet, so a client that waits for
 // 100 Continue is not asked to send the body.
 func (c *call) openBody() error {
+	if c.posted != nil {
+		if err := c.server.openForm(c); err != nil {
+			return err
+		}
+	}
+
 	if c.route.method == http.MethodPut || c.route.method == http.MethodPost {
 		if c.auth.DecodedLength() < 0 {
 			return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
@@ -243,7 +249,12 @@ func (c *call) openBody() error {
 	if c.checks, err = newChecksums(c.route.payloadHeader(c.Header)); err != nil {
 		return err
 	}
-	body := c.auth.Body(&meter{src: c.Body, c: c})
+	src := &meter{src: c.Body, c: c}
+	if c.posted != nil { // the form knows its end
+		c.payload = c.checks.reader(src, nil)
+		return nil
+	}
+	body := c.auth.Body(src)
 	c.payload = c.checks.reader(body, body.Trailer)
 	return c.dropBody()
 }

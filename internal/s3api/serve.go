@@ -62,7 +62,8 @@ type Server struct {
 	uploads *uploadKeys
 
 	fast, slow, unsigned *pool
-	trusted              trust // the proxy's credentials at the store
+	trusted              trust         // the proxy's credentials at the store
+	formBuffers          chan struct{} // has an element for each form that is in memory: postform.go
 
 	// CheckAnswer. A direct call would be an initialization cycle: it needs
 	// the routes, and the routes need the handlers.
@@ -76,7 +77,9 @@ func New(cfg Config) *Server {
 		matcher: newMatcher(),
 		layouts: stored.NewCache(),
 		uploads: newUploadKeys(),
-		check:   CheckAnswer,
+
+		formBuffers: make(chan struct{}, formBufferCount),
+		check:       CheckAnswer,
 	}
 	s.pools()
 	return s

@@ -148,6 +148,9 @@ func (s *Server) enter(c *call, p *pool, client string) error {
 
 // leave releases the slot at the end of a call.
 func (s *Server) leave(c *call) {
+	if c.posted != nil && c.posted.release != nil {
+		c.posted.release()
+	}
 	c.slot.mu.Lock()
 	defer c.slot.mu.Unlock()
 	c.slot.left = true

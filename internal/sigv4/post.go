@@ -203,17 +203,17 @@ func (c condition) holds(value string) bool {
 	return true
 }
 
-// CheckLength compares the length of the file with the policy.
-func (p *Post) CheckLength(n int64) error {
-	proposed := strconv.FormatInt(n, 10)
+// CheckLength compares the length of the file, in bytes, with the policy. A
+// caller that does not know it yet passes the limits within which it is.
+func (p *Post) CheckLength(least, most int64) error {
 	for _, r := range p.ranges {
 		switch {
-		case n > r.most:
+		case least > r.most:
 			return fail("EntityTooLarge", "Your proposed upload exceeds the maximum allowed object size.",
-				"ProposedSize", proposed, "MaxSizeAllowed", strconv.FormatInt(r.most, 10))
-		case n < r.least:
+				"ProposedSize", strconv.FormatInt(least, 10), "MaxSizeAllowed", strconv.FormatInt(r.most, 10))
+		case most < r.least:
 			return fail("EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size",
-				"ProposedSize", proposed, "MinSizeAllowed", strconv.FormatInt(r.least, 10))
+				"ProposedSize", strconv.FormatInt(most, 10), "MinSizeAllowed", strconv.FormatInt(r.least, 10))
 		}
 	}
 

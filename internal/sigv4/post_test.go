@@ -77,7 +77,7 @@ func TestPostGolden(t *testing.T) {
 	if err := post.Check(fields); err != nil {
 		t.Error(err)
 	}
-	if err := post.CheckLength(1 << 40); err != nil {
+	if err := post.CheckLength(1<<40, 1<<40); err != nil {
 		t.Error(err)
 	}
 
@@ -309,7 +309,7 @@ func TestPostConditions(t *testing.T) {
 
 	for n, want := range map[int64]string{1: "EntityTooSmall", 2: "", 4: "", 5: "EntityTooLarge", 6: "EntityTooLarge"} {
 		t.Run(fmt.Sprintf("%d bytes", n), func(t *testing.T) {
-			if err := post.CheckLength(n); (err == nil) != (want == "") ||
+			if err := post.CheckLength(n, n); (err == nil) != (want == "") ||
 				err != nil && !strings.HasPrefix(err.Error(), want) {
 				t.Errorf("%d bytes: %v", n, err)
 			}
@@ -351,7 +351,7 @@ func FuzzPostPolicy(f *testing.F) {
 				t.Errorf("a field that it does not name: %q", policy)
 			}
 
-			_ = post.CheckLength(int64(at))
+			_ = post.CheckLength(int64(at), int64(at))
 		}
 
 		if text := []byte(fields["policy"]); len(text) > 0 {
