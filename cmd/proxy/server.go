@@ -63,7 +63,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		Origin:        s.origin,
 		Keys:          s.keys,
 		Clients:       s.clients,
-		Domain:        cfg.Domain,
+		Domains:       cfg.Domains,
 		Capabilities:  s.capabilities.Find,
 		UniformParts:  cfg.Origin.UniformParts,
 		VerifyHead:    cfg.Encryption.VerifyHead,

@@ -104,10 +104,9 @@ var domainForm = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-
 func (d *decoder) checkDomain(domain *string) {
 	_, err := netip.ParseAddr(*domain)
 	switch {
-	case *domain == "":
 	case err == nil:
-		d.fail(domain, "domain must be a name, not an IP address")
+		d.fail(domain, "a domain must be a name, not an IP address")
 	case len(*domain) > 253 || !domainForm.MatchString(*domain):
-		d.fail(domain, "domain must be a host name in lower case, such as s3.example.com, without a port")
+		d.fail(domain, "a domain must be a host name in lower case, such as s3.example.com, without a port")
 	}
 }

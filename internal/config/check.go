@@ -43,7 +43,9 @@ func (d *decoder) checkServer(c *Config) {
 		d.fail(&c.AdminToken, "admin_token has fewer than %d characters", minAdminToken)
 	}
 
-	d.checkDomain(&c.Domain)
+	for i := range c.Domains {
+		d.checkDomain(&c.Domains[i])
+	}
 	d.checkTLS(&c.TLS)
 	d.checkClients(c.Clients)
 	d.checkRuleClients(c)

@@ -63,13 +63,13 @@ func TestListenErrors(t *testing.T) {
 		{"client CA alone", "", "tls: {client_ca_file: /c}\n", []string{
 			`19:23: tls.client_ca_file needs a tls.cert_file and a tls.key_file`,
 		}},
-		{"domain with port", "", "domain: s3.example.com:9000\n", []string{
-			`19:9: domain must be a host name in lower case, such as s3.example.com, without a port`,
+		{"domain with port", "", "domains: [s3.example.com:9000]\n", []string{
+			`19:11: a domain must be a host name in lower case, such as s3.example.com, without a port`,
 		}},
-		{"domain with wildcard", "", "domain: \"*.example\"\n", []string{
-			`19:9: domain must be a host name in lower case, such as s3.example.com, without a port`,
+		{"domain with wildcard", "", "domains: [\"*.example\"]\n", []string{
+			`19:11: a domain must be a host name in lower case, such as s3.example.com, without a port`,
 		}},
-		{"domain is an address", "", "domain: 127.0.0.1\n", []string{`19:9: domain must be a name, not an IP address`}},
+		{"domain is an address", "", "domains: [a, 127.0.0.1]\n", []string{`19:14: a domain must be a name, not an IP address`}},
 	})
 }
 

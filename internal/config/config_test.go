@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -141,8 +142,10 @@ func TestAccepted(t *testing.T) {
 		holds      func(*config.Config) bool
 	}{
 		{
-			"domain", base + "domain: s3.example.com\n",
-			func(c *config.Config) bool { return c.Domain == "s3.example.com" },
+			"domains", base + "domains: [s3.example.com, s3.internal]\n",
+			func(c *config.Config) bool {
+				return slices.Equal(c.Domains, []string{"s3.example.com", "s3.internal"})
+			},
 		},
 		{
 			"path_style off", replace(t, "  region: us-east-1", "  region: us-east-1\n  path_style: false"),

@@ -50,7 +50,7 @@ func checkErrors(t *testing.T, text string, want []string) {
 }
 
 func TestStructureErrors(t *testing.T) {
-	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domain, tls, origin, " +
+	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domains, tls, origin, " +
 		"clients, session_credentials_file, keys, encryption, dek_cache, kms, log, audit, limits"
 	runErrors(t, []errorCase{
 		{"unknown key", "listen:", "lissten:", []string{
@@ -219,7 +219,8 @@ func TestTypeErrors(t *testing.T) {
 		{"number in a list of mappings", "      - {buckets: [\"*\"], actions: [read]}", "      - 5", []string{
 			`10:9: clients[0].allow[0] must be a mapping of keys to values, not a number`,
 		}},
-		{"list for domain", "", "domain: [a, b]\n", []string{`19:9: domain must be a string, not a list`}},
+		{"list for a domain", "", "domains: [[a, b]]\n", []string{`19:11: domains[0] must be a string, not a list`}},
+		{"string for domains", "", "domains: a.b\n", []string{`19:10: domains must be a list, not a string`}},
 		{"list for secret", "secret_key: in-the-clear", "secret_key: [in-the-clear]", []string{
 			`8:17: clients[0].secret_key must be a string, not a list`,
 		}},

@@ -22,7 +22,7 @@ func FuzzParse(f *testing.F) {
 
 	for _, seed := range []string{
 		"", "a", "[]", "{}", "---\n---\n", "a: &a [*a]", "<<: {a: b}", "? {a: b}\n: c", "listen: {a: &b c}",
-		"domain: [[a]]",
+		"domains: [[a]]",
 		"keys: [{name: a, provider: local, key_file: b}, &k 5]", "tls: ${SECRET}",
 		"origin: {secret_key: 'x${SECRET}', endpoint: '${SECRET}'}",
 		"\ufefflisten: a", "a: |\n  b\n", "!!map {a: b}", "%YAML 1.2\n---\na: b", "clients:\n- name: !!binary YQ==\n",

@@ -27,10 +27,10 @@ type Config struct {
 	// AdminToken is the bearer token for requests to /admin. At least 16
 	// characters. If empty, /admin accepts requests from loopback only.
 	AdminToken Secret `yaml:"admin_token" scope:"server"`
-	// Domain is the base domain of virtual-host-style requests. With
+	// Domains are the base domains of virtual-host-style requests. With
 	// s3.example.com, a request to photos.s3.example.com is for the bucket
 	// photos. If empty, only path-style requests are supported.
-	Domain string `yaml:"domain" scope:"server"`
+	Domains []string `yaml:"domains" scope:"server"`
 	// TLS enables TLS on the S3 port. Without it, the port uses plain HTTP.
 	TLS TLS `yaml:"tls" scope:"server"`
 	// Origin is the store behind the proxy.

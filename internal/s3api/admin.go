@@ -152,7 +152,7 @@ func bucketOfARN(text string) (bucket string, ok bool) {
 		}
 		text = parts[4]
 	}
-	return text, bucketName.MatchString(text)
+	return text, validBucket(text)
 }
 
 // putPublicAccessBlock forwards a block of public access. If it does not

@@ -6,6 +6,15 @@ import (
 	"net/url"
 )
 
+// createBucket creates a bucket. Its name must follow S3's rules for new
+// buckets, because clients could not use another one with virtual hosts.
+func (s *Server) createBucket(c *call) error {
+	if !newBucketName.MatchString(c.bucket) {
+		return errBucketName(c.bucket)
+	}
+	return s.forward(c)
+}
+
 // findBucket returns an error if the bucket does not exist.
 func (s *Server) findBucket(c *call) error {
 	resp, err := s.sendToBucket(c, http.MethodHead, "")

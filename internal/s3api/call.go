@@ -32,6 +32,8 @@ type call struct {
 	route  *route // nil until it is known
 	bucket string
 	key    string // raw: decoded exactly once
+	// The bucket is in the host, and not in the path.
+	virtual bool
 	query  url.Values
 	upload uploadRef // for operations on a multipart upload
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -517,7 +518,11 @@ func (c *call) ownURL() string {
 	if c.TLS != nil {
 		scheme = "https"
 	}
-	return scheme + "://" + c.Host + c.objectURL(nil).EscapedPath()
+	path := c.resource()
+	if c.virtual {
+		path = "/" + c.key
+	}
+	return scheme + "://" + c.Host + sigv4.EscapePath(path)
 }
 
 // uploadQuery returns a query for the call's upload, with further

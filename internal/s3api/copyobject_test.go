@@ -563,7 +563,7 @@ func TestCopySources(t *testing.T) {
 	for source, want := range map[string]string{
 		"bucket/%ZZ": "Invalid copy source encoding", "%": "Invalid copy source encoding",
 		"100%/a":        "Invalid copy source encoding",
-		"192.168.1.1/a": "Invalid copy source bucket name", "Bucket/a": "Invalid copy source bucket name",
+		"192.168.1.1/a": "Invalid copy source bucket name", "bucket!/a": "Invalid copy source bucket name",
 		"bucket": "Invalid copy source object key", "bucket/": "Invalid copy source object key",
 		"bucket/.":  "Invalid copy source object key",
 		"bucket/..": "Invalid copy source object key", "bucket/a/../../b": "Invalid copy source object key",

@@ -62,7 +62,7 @@ func parseCopySource(text string, names keyname.Store) (src crypt.Object, versio
 	}
 
 	src.Bucket, src.Key, _ = strings.Cut(strings.TrimPrefix(path, "/"), "/")
-	if _, err := netip.ParseAddr(src.Bucket); err == nil || !bucketName.MatchString(src.Bucket) {
+	if _, err := netip.ParseAddr(src.Bucket); err == nil || !validBucket(src.Bucket) {
 		return src, "", invalidArgument("Invalid copy source bucket name", header, text)
 	}
 	if src.Key == "" || names.Check(src.Key, keyname.Read) != nil {

@@ -119,7 +119,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	}
 
 	cfg := s3api.Config{
-		Origin: p.origin, Clients: clients, Domain: "s3.test", Capabilities: capability.Always(capability.Set{capability.PartCount: capability.Yes}), Metrics: metrics.New(),
+		Origin: p.origin, Clients: clients, Domains: []string{"s3.test", "test", "other.s3.test"}, Capabilities: capability.Always(capability.Set{capability.PartCount: capability.Yes}), Metrics: metrics.New(),
 		IdleTimeout: 20 * time.Second,
 		// 72 of them for one client
 		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true,

@@ -16,21 +16,27 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// bucketName is S3's rule for the names of general purpose buckets, without
-// the parts that only matter at creation.
-var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+// bucketName is the form of the names that buckets can have in stores. Some
+// stores have buckets with "_", capital letters or long names: Google Cloud
+// Storage, Ceph, and old buckets of Amazon S3.
+var bucketName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9_-]$`)
 
-// validBucket also accepts WriteGetObjectResponse, S3's only path that looks
-// like a bucket but is not one, so that its row can refuse it.
+// newBucketName is S3's rule for the names of new buckets. The store checks
+// what else it requires.
+var newBucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+
+// validBucket reports whether a bucket can have this name. That includes
+// WriteGetObjectResponse, S3's only path that looks like a bucket but is not
+// one; its row refuses it.
 func validBucket(name string) bool {
-	return "/"+name == objectLambda || bucketName.MatchString(name) && !strings.Contains(name, "..")
+	return bucketName.MatchString(name) && !strings.Contains(name, "..")
 }
 
 const maxKeyLength = 1024
 
 // locate finds bucket and key. The request is virtual-host-style if its host
-// is a subdomain of domain, else path-style.
-func (c *call) locate(domain string) error {
+// is a subdomain of one of the domains, else path-style.
+func (c *call) locate(domains []string) error {
 	rawPath, rawQuery := sigv4.RequestTarget(c.Request)
 	path, err := sigv4.UnescapePath(rawPath)
 	if err != nil {
@@ -45,20 +51,16 @@ func (c *call) locate(domain string) error {
 	}
 
 	path = path[1:]
-	if sub, ok := bucketOfHost(c.Host, domain); ok {
-		c.bucket, c.key = sub, path
+	if sub, ok := bucketOfHost(c.Host, domains); ok {
+		c.bucket, c.key, c.virtual = sub, path, true
 	} else {
 		c.bucket, c.key, _ = strings.Cut(path, "/")
 	}
 
 	if c.bucket == "" && path != "" || c.bucket != "" && !validBucket(c.bucket) {
-		bucket := c.bucket
+		refusal := errBucketName(c.bucket)
 		c.bucket, c.key = "", ""
-		return &Error{
-			Code:    "InvalidBucketName",
-			Message: "The specified bucket is not valid.",
-			Details: [][2]string{{"BucketName", bucket}},
-		}
+		return refusal
 	}
 
 	switch {
@@ -72,16 +74,46 @@ func (c *call) locate(domain string) error {
 	return nil
 }
 
-// bucketOfHost returns the bucket of a Host header such as
-// bucket.s3.example.com:9000.
-func bucketOfHost(host, domain string) (string, bool) {
-	if domain == "" {
-		return "", false
+func errBucketName(bucket string) *Error {
+	return &Error{
+		Code:    "InvalidBucketName",
+		Message: "The specified bucket is not valid.",
+		Details: [][2]string{{"BucketName", bucket}},
 	}
+}
+
+// errNoOperation returns the error for a request that is no operation of S3.
+func (c *call) errNoOperation() error {
+	if c.bucket == "" { // "/" has only ListBuckets
+		return &Error{
+			Code:    "MethodNotAllowed",
+			Message: messages["MethodNotAllowed"],
+			Details: [][2]string{{"Method", c.Method}, {"ResourceType", "SERVICE"}},
+			Header:  http.Header{"Allow": {http.MethodGet}},
+		}
+	}
+	return notImplemented("The operation "+c.Method+" on "+c.resource(), "the proxy does not know this operation")
+}
+
+// bucketOfHost returns the bucket of a Host header such as
+// bucket.s3.example.com:9000. The host may be absolute, with a dot at its
+// end. If domains contain each other, the longest one counts.
+func bucketOfHost(host string, domains []string) (string, bool) {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
-	return strings.CutSuffix(strings.ToLower(host), "."+strings.ToLower(domain))
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+
+	longest := ""
+	for _, domain := range domains {
+		if host == domain {
+			return "", false
+		}
+		if strings.HasSuffix(host, "."+domain) && len(domain) > len(longest) {
+			longest = domain
+		}
+	}
+	return strings.TrimSuffix(host, "."+longest), longest != ""
 }
 
 // pathStyle returns the request with a path-style URL, as the routes expect.

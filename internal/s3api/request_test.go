@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -149,32 +148,119 @@ func TestPresignedBySDK(t *testing.T) {
 	}
 }
 
+// The bucket may be in the host, below any of the domains s3.test,
+// other.s3.test and test.
 func TestVirtualHostStyle(t *testing.T) {
 	p := newProxy(t)
 	p.put("dir/k", []byte("virtual"))
 	port := p.url[strings.LastIndex(p.url, ":"):]
 
-	r := &http.Request{
-		Method: "GET",
-		URL:    &url.URL{Scheme: "http", Host: strings.TrimPrefix(p.url, "http://"), Path: "/dir/k"},
-		Host:   p.bucket + ".s3.test" + port,
-		Header: http.Header{"X-Amz-Content-Sha256": {"UNSIGNED-PAYLOAD"}},
+	for _, row := range []struct{ host, path, want string }{
+		{p.bucket + ".s3.test", "/dir/k", "virtual"},
+		{p.bucket + ".s3.test" + port, "/dir/k", "virtual"},
+		{p.bucket + ".s3.test.", "/dir/k", "virtual"},
+		{p.bucket + ".S3.Test." + port, "/dir/k", "virtual"},
+		{p.bucket + ".other.s3.test", "/dir/k", "virtual"},
+		{p.bucket + ".test", "/dir/k", "virtual"},
+		{"s3.test.", "/" + p.bucket + "/dir/k", "virtual"},
+		{"other.s3.test", "/" + p.bucket + "/dir/k", "virtual"}, // and not the bucket other
+		{"127.0.0.1", "/" + p.bucket + "/dir/k", "virtual"},
+		{p.bucket + ".s3.test", "/" + p.bucket + "/dir/k", "NoSuchKey"},
+		{p.bucket + ".nots3.tests", "/dir/k", "NoSuchBucket"},
+		{".s3.test", "/dir/k", "InvalidBucketName"},
+		{p.bucket + ".s3.test..", "/dir/k", "NoSuchBucket"}, // no domain
+	} {
+		t.Run(row.host+row.path, func(t *testing.T) {
+			if resp, text := p.sendTo(row.host, http.MethodGet, row.path, nil); !strings.Contains(text, row.want) {
+				t.Errorf("%d %s", resp.StatusCode, text)
+			}
+		})
 	}
+}
 
-	r = r.WithContext(t.Context())
-	creds := aws.Credentials{AccessKeyID: clientAccess, SecretAccessKey: clientSecret}
-	if err := v4.NewSigner().SignHTTP(t.Context(), creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now()); err != nil {
+// URLs in answers are those that the client used.
+func TestLocationOfVirtualHost(t *testing.T) {
+	p := newProxy(t)
+	host := p.bucket + ".s3.test"
+	u := p.form("a b", []byte("x"))
+	body, contentType := u.body()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.url, body)
+	if err != nil {
 		t.Fatal(err)
 	}
-
+	r.Host = host
+	r.Header.Set("Content-Type", contentType)
 	resp, err := p.server.Client().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+	if got := resp.Header.Get("Location"); got != "http://"+host+"/a%20b" {
+		t.Errorf("%d, Location %q", resp.StatusCode, got)
+	}
+}
 
-	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "virtual" {
-		t.Errorf("%d %s %v", resp.StatusCode, text, err)
+// sendTo sends a signed request with this Host header.
+func (p *proxy) sendTo(host, method, path string, body io.Reader) (*http.Response, string) {
+	p.t.Helper()
+	r, err := http.NewRequestWithContext(p.t.Context(), method, p.url+path, body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	r.Host = host
+	r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
+	creds := aws.Credentials{AccessKeyID: clientAccess, SecretAccessKey: clientSecret}
+	if err := v4.NewSigner().SignHTTP(
+		p.t.Context(), creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now(),
+	); err != nil {
+		p.t.Fatal(err)
+	}
+
+	resp, err := p.server.Client().Do(r)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return resp, string(text)
+}
+
+// Stores have buckets whose names S3 does not allow for new ones. They can
+// be reached, and not created.
+func TestOldBucketNames(t *testing.T) {
+	p := newProxy(t)
+	for _, bucket := range []string{"My_Bucket", "UPPER", "a_b", "ends_", strings.Repeat("l", 255)} {
+		t.Run(bucket, func(t *testing.T) {
+			for _, path := range []string{"/" + bucket, "/" + bucket + "/k"} {
+				p.origin.take()
+				if a := p.send(request{method: "GET", path: path}); len(p.origin.take()) == 0 {
+					t.Errorf("%s does not reach the store: %d %s", path, a.StatusCode, a.Code)
+				}
+			}
+
+			p.origin.take()
+			a := p.send(request{method: "PUT", path: "/" + bucket})
+			if a.StatusCode != http.StatusBadRequest || a.Code != "InvalidBucketName" || len(p.origin.take()) > 0 {
+				t.Errorf("creating it: %d %s", a.StatusCode, a.Code)
+			}
+		})
+	}
+}
+
+// "/" has only ListBuckets.
+func TestServiceMethods(t *testing.T) {
+	p := newProxy(t)
+	for _, method := range []string{"POST", "HEAD", "PUT", "DELETE", "OPTIONS"} {
+		t.Run(method, func(t *testing.T) {
+			a := p.send(request{method: method, path: "/"})
+			if a.StatusCode != http.StatusMethodNotAllowed || a.Header.Get("Allow") != "GET" ||
+				method != "HEAD" && a.Code != "MethodNotAllowed" {
+				t.Errorf("%d %s %v", a.StatusCode, a.Code, a.Header)
+			}
+		})
 	}
 }
 
@@ -190,7 +276,6 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "GET", path: b + "?location&=x"}, // a parameter without a name
 		{method: "PATCH", path: b + "/k"},
 		{method: "POST", path: b + "/k"},
-		{method: "POST", path: "/"},
 		{method: "PUT", path: b + "/k?renameObject"},
 		{method: "POST", path: "/WriteGetObjectResponse"},
 		{method: "GET", path: b + "?session"},
@@ -205,7 +290,6 @@ func TestUnknownIsRefused(t *testing.T) {
 			header: http.Header{"X-Amz-Grant-Read": {"uri=http://acs.amazonaws.com/groups/global/AllUsers"}},
 			body:   []byte("more"),
 		},
-		{method: "OPTIONS", path: "/"},
 	} {
 		t.Run(row.method+" "+row.path, func(t *testing.T) {
 			if a := p.send(row); a.StatusCode != http.StatusNotImplemented || a.Code != "NotImplemented" {
@@ -234,7 +318,12 @@ func TestMalformedRequests(t *testing.T) {
 		status int
 		code   string
 	}{
-		{request{method: "GET", path: "/UPPER/k"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "/UPPER/k"}, 400, "InvalidBucketName"}, // this store says so,
+		{request{method: "GET", path: "/_a/k"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "/a..b/k"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "/a%20b/k"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "/%C3%BCber/k"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "/" + strings.Repeat("l", 256) + "/k"}, 400, "InvalidBucketName"},
 		{request{method: "GET", path: "/a/k"}, 400, "InvalidBucketName"},
 		{request{method: "GET", path: "/../etc/passwd"}, 400, "InvalidBucketName"},
 		{request{method: "GET", path: "//k"}, 400, "InvalidBucketName"},

@@ -200,7 +200,7 @@ var operations = []operation{
 	{"DeleteObjects", "POST", bucket, "delete", rewrite, access.Delete, eachKey, maxXML, "", lockHeaders, usual, "DeleteResult", (*Server).deleteObjects},
 	{"ListObjects", "GET", bucket, "", rewrite, access.List, byPrefix, 0, listQuery + " marker", listHeaders, usual, "ListBucketResult", (*Server).listObjects},
 	{"HeadBucket", "HEAD", bucket, "", forward, access.List, anyKey, 0, "", "", usual, nothing, (*Server).forward},
-	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, byBucket, maxConfig, "", "x-amz-acl x-amz-object-ownership x-amz-bucket-object-lock-enabled", usual, nothing, (*Server).forward},
+	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, byBucket, maxConfig, "", "x-amz-acl x-amz-object-ownership x-amz-bucket-object-lock-enabled", usual, nothing, (*Server).createBucket},
 	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
 	{"PostObject", "POST", bucket, "", seal, access.Write, byKey, maxObject, "", putHeaders, signedByForm, unsent, (*Server).postObject},
 

@@ -30,9 +30,9 @@ type Config struct {
 	Origin        http.RoundTripper // the store
 	Keys          *keyring.Keyring
 	Clients       *access.Directory
-	Domain        string // base domain of virtual-host-style requests; empty for path-style only
-	UniformParts  bool   // the store refuses a small last part after parts of different sizes; see appendEnd
-	VerifyHead    bool   // HEAD verifies the envelope's MAC, at the cost of a KMS request
+	Domains       []string // base domains of virtual-host-style requests; empty for path-style only
+	UniformParts  bool     // the store refuses a small last part after parts of different sizes; see appendEnd
+	VerifyHead    bool     // HEAD verifies the envelope's MAC, at the cost of a KMS request
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
 	IdleTimeout   time.Duration // a transfer is ended when no byte moves for this long
@@ -147,7 +147,7 @@ func (s *Server) handle(c *call) error {
 	if err := checkHeaderSize(c.Header); err != nil {
 		return err
 	}
-	if err := c.locate(s.Domain); err != nil {
+	if err := c.locate(s.Domains); err != nil {
 		return err
 	}
 
@@ -173,10 +173,7 @@ func (s *Server) handle(c *call) error {
 	}
 
 	if row == nil {
-		return notImplemented(
-			"The operation "+c.Method+" on "+c.resource(),
-			"the proxy does not know this operation",
-		)
+		return c.errNoOperation()
 	}
 
 	// Before authorize, because a hoisted header may need a further grant.
