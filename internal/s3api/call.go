@@ -34,8 +34,8 @@ type call struct {
 	key    string // raw: decoded exactly once
 	// The bucket is in the host, and not in the path.
 	virtual bool
-	query  url.Values
-	upload uploadRef // for operations on a multipart upload
+	query   url.Values
+	upload  uploadRef // for operations on a multipart upload
 
 	// The client: authorize.go, post.go.
 	auth   *sigv4.Auth
