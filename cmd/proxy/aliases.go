@@ -26,10 +26,14 @@ func (b *backend) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key,
 			return nil, fmt.Errorf("key %s: also_known_as: %s: %w", k.Name, id, err)
 		}
 		b.opened = append(b.opened, openKey{earlier.Name, wrapper})
+		calls, probes, err := b.ready(earlier, wrapper)
+		if err != nil {
+			return nil, err
+		}
 
 		keys = append(keys, keyring.Key{
 			Name: earlier.Name, Provider: string(k.Provider), Successor: k.Name,
-			Wrapper: b.withLimits(earlier, wrapper), Probe: wrapper,
+			Wrapper: calls, Probe: probes,
 			Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
 		})
 	}

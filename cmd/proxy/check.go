@@ -53,7 +53,12 @@ func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 		c.run(
 			ctx,
 			"key "+key.Name+" ("+string(key.Provider)+")",
-			func(ctx context.Context) (string, error) { return checkKey(ctx, key) },
+			func(ctx context.Context) (string, error) {
+				if key.IsTogether() {
+					return checkTogether(ctx, key, cfg.Keys)
+				}
+				return checkKey(ctx, key)
+			},
 		)
 	}
 
@@ -247,15 +252,19 @@ func checkKey(ctx context.Context, key config.Key) (string, error) {
 	if err != nil {
 		return wrapper.KeyID(), err
 	}
-
-	if azure, ok := wrapper.(*kms.Azure); ok {
-		detail, err := checkBindings(ctx, azure, kms.VersionOf(azure.KeyID(), wrapped))
-		return azure.KeyID() + detail, err
+	detail, err := checkRecovery(ctx, key, wrapper)
+	if err != nil {
+		return wrapper.KeyID(), err
 	}
 
-	detail, err := checkAlias(ctx, key, wrapper.KeyID())
-	if detail != "" {
-		detail = "; " + detail
+	if azure, ok := wrapper.(*kms.Azure); ok {
+		bindings, err := checkBindings(ctx, azure, kms.VersionOf(azure.KeyID(), wrapped))
+		return azure.KeyID() + detail + bindings, err
+	}
+
+	alias, err := checkAlias(ctx, key, wrapper.KeyID())
+	if alias != "" {
+		detail += "; " + alias
 	}
 	return wrapper.KeyID() + detail, err
 }

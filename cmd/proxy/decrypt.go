@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -53,6 +52,11 @@ func decryptCommand() *cobra.Command {
 		"`s3://BUCKET/KEY` under which the object was put, if it was moved or copied within the store; "+
 			"you vouch that it may be read under its present name",
 	)
+	declareRecovery(flags, &o.recovery)
+	flags.StringVar(
+		&o.devData, "dev-data", "",
+		"`DIRECTORY` of cmekproxy dev to read from, instead of a configuration",
+	)
 	flags.StringVar(&o.version, "version-id", "", "`ID` of the version to read (default: the current one)")
 
 	flags.BoolVar(
@@ -76,16 +80,14 @@ func decryptCommand() *cobra.Command {
 			}
 		}
 
-		cfg, err := readOffline(*config)
+		if err := o.setPaths(target); err != nil {
+			return err
+		}
+		d, done, err := openToDecrypt(c.Context(), *config, o, target, c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
-
-		d, err := openDirect(c.Context(), cfg, target, c.ErrOrStderr())
-		if err != nil {
-			return err
-		}
-		defer d.close()
+		defer done()
 
 		if err := d.decrypt(c.Context(), target, was, o, c.OutOrStdout()); err != nil {
 			return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
@@ -98,7 +100,50 @@ func decryptCommand() *cobra.Command {
 
 type decryptOptions struct {
 	output, customerKey, version, as string
+	recovery, devData                string
 	anyKey                           bool
+}
+
+// setPaths makes the paths absolute: the store of dev changes the working
+// directory.
+func (o *decryptOptions) setPaths(target crypt.Object) (err error) {
+	if o.output == "" {
+		o.output = path.Base(target.Key)
+	}
+	for _, p := range []*string{&o.output, &o.recovery, &o.customerKey, &o.devData} {
+		if *p == "" || *p == "-" {
+			continue
+		}
+		if *p, err = filepath.Abs(*p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openToDecrypt opens the store and the keys. With a recovery key, no KMS key
+// is opened: they may be lost.
+func openToDecrypt(
+	ctx context.Context, config string, o decryptOptions, target crypt.Object, progress io.Writer,
+) (d *direct, done func(), err error) {
+	stopStore := func() {}
+	cfg, socket := devConfig("", "", filepath.Join(o.devData, devKeyFile)), ""
+	if o.devData == "" {
+		if cfg, err = readOffline(config); err != nil {
+			return nil, nil, err
+		}
+	} else if socket, stopStore, err = openDevStore(ctx, o.devData); err != nil {
+		return nil, nil, err
+	}
+
+	if o.recovery != "" {
+		cfg.Keys, cfg.Encryption.Rules, cfg.Encryption.BucketDefaultsFile = nil, nil, ""
+	}
+	if d, err = openDirectAt(ctx, cfg, socket, target, progress); err != nil {
+		stopStore()
+		return nil, nil, err
+	}
+	return d, func() { d.close(); stopStore() }, nil
 }
 
 // decrypt reads one object directly from the store. Until the object is
@@ -111,6 +156,10 @@ func (d *direct) decrypt(ctx context.Context, target, was crypt.Object, o decryp
 		return err
 	}
 	defer clear(customerKey)
+	recovery, err := readRecoveryKey(o.recovery)
+	if err != nil {
+		return err
+	}
 
 	reader := d.reader()
 	reader.NoPartCount = o.as != "" // a tool may have copied the object in other parts
@@ -118,6 +167,8 @@ func (d *direct) decrypt(ctx context.Context, target, was crypt.Object, o decryp
 		switch {
 		case keyID == crypt.CustomerKeyID:
 			return d.openForCustomer(ctx, obj, wrapped, customerKey)
+		case recovery != nil:
+			return opened(d.keys.OpenRecovered(ctx, obj, wrapped, recovery))
 		case o.anyKey:
 			return d.openAnyKey(ctx, obj, keyID, wrapped)
 		default:
@@ -133,7 +184,7 @@ func (d *direct) decrypt(ctx context.Context, target, was crypt.Object, o decryp
 	if o.output == "-" {
 		return r.toStream(ctx, stdout)
 	}
-	return r.toFile(ctx, cmp.Or(o.output, path.Base(target.Key)))
+	return r.toFile(ctx, o.output)
 }
 
 // readCustomerKey reads a key from a file; it returns nil if path is empty.

@@ -44,13 +44,19 @@ func devCommand() *cobra.Command {
 	)
 
 	flags.StringVar(&o.data, "data", "./cmekproxy-dev", "`DIRECTORY` for the ciphertext and the key; kept between runs")
+	flags.StringVar(
+		&o.recovery,
+		"recovery-public-key",
+		"",
+		"`KEY` from cmekproxy recovery keygen, which opens the objects if the key is lost",
+	)
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "log every request")
 	return c
 }
 
 type devOptions struct {
-	listen, adminListen, data string
-	verbose                   bool
+	listen, adminListen, data, recovery string
+	verbose                             bool
 }
 
 // dev runs the proxy with a store in the same process and its own key file.
@@ -66,12 +72,12 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 		return err
 	}
 
-	keyFile := filepath.Join(dir, "kms.key")
+	keyFile := filepath.Join(dir, devKeyFile)
 	if err := prepareDev(dir, keyFile); err != nil {
 		return err
 	}
 
-	buckets := filepath.Join(dir, "buckets")
+	buckets := filepath.Join(dir, devBuckets)
 	socket, stopStore, err := startDevStore(ctx, buckets)
 	if err != nil {
 		return fmt.Errorf("the embedded store: %w", err)
@@ -88,12 +94,33 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 		return err
 	}
 
-	s, err := newServer(ctx, devConfig(o.listen, o.adminListen, keyFile), log, socket)
+	cfg := devConfig(o.listen, o.adminListen, keyFile)
+	cfg.Keys[0].RecoveryPublicKey = o.recovery
+	s, err := newServer(ctx, cfg, log, socket)
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	return s.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), o.adminListen, buckets, keyFile) })
+}
+
+// What is in the directory of dev.
+const (
+	devKeyFile = "kms.key"
+	devBuckets = "buckets"
+)
+
+// openDevStore starts the store of dev, which may be running, for a command
+// that reads from it.
+func openDevStore(ctx context.Context, data string) (socket string, stop func(), err error) {
+	dir, err := filepath.Abs(filepath.Join(data, devBuckets))
+	if err == nil {
+		_, err = os.Stat(dir) // the store would create it
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	return startDevStore(ctx, dir)
 }
 
 // loopbackOnly refuses addresses that other machines could reach: the README
@@ -113,7 +140,7 @@ func loopbackOnly(addr string) error {
 }
 
 func prepareDev(dir, keyFile string) error {
-	if err := os.MkdirAll(filepath.Join(dir, "buckets"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, devBuckets), 0o700); err != nil {
 		return err
 	}
 	if err := kms.CreateLocalKeyFile(keyFile); err != nil && !errors.Is(err, fs.ErrExist) {

@@ -29,7 +29,14 @@ type direct struct {
 // openDirect opens the store and the keys, and keeps the keys usable,
 // because a run can outlive a token.
 func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, progress io.Writer) (*direct, error) {
-	b, err := openBackend(ctx, cfg, zap.NewNop(), "", nil)
+	return openDirectAt(ctx, cfg, "", target, progress)
+}
+
+// openDirectAt is openDirect with the parameter unixSocket of openBackend.
+func openDirectAt(
+	ctx context.Context, cfg *config.Config, unixSocket string, target crypt.Object, progress io.Writer,
+) (*direct, error) {
+	b, err := openBackend(ctx, cfg, zap.NewNop(), unixSocket, nil)
 	if err != nil {
 		return nil, err
 	}

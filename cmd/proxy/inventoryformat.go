@@ -58,7 +58,7 @@ func newInventoryTotals() *inventoryTotals {
 }
 
 // noKey is the Key of plaintext objects in the summary.
-var noKey = inventory.Key{ID: inventory.Plaintext, Name: "-", Version: "-"}
+var noKey = inventory.Key{ID: inventory.Plaintext, Name: "-", Version: "-", Recovery: "-"}
 
 func (t *inventoryTotals) add(p inventory.Object) {
 	if p.Kind == inventory.Broken {
@@ -90,18 +90,25 @@ func (t *inventoryTotals) sorted() []*keyTotal {
 	}
 	slices.SortFunc(
 		out,
-		func(a, b *keyTotal) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Version, b.Version)) },
+		func(a, b *keyTotal) int {
+			return cmp.Or(
+				cmp.Compare(a.ID, b.ID), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Recovery, b.Recovery),
+			)
+		},
 	)
 	return out
 }
 
 func (t *inventoryTotals) print(w io.Writer) error {
-	_, err := fmt.Fprintf(w, "%10s  %16s  %-12s  %-8s  %s\n", "OBJECTS", "BYTES", "NAME", "VERSION", "KMS KEY")
+	const columns = "  %-12s  %-8s  %-25s  %s\n"
+	_, err := fmt.Fprintf(
+		w, "%10s  %16s"+columns, "OBJECTS", "BYTES", "NAME", "VERSION", "RECOVERY KEY", "KMS KEY",
+	)
 	if err != nil {
 		return err
 	}
 	for _, k := range t.sorted() {
-		_, err := fmt.Fprintf(w, "%10d  %16d  %-12s  %-8s  %s\n", k.Objects, k.Bytes, k.Name, k.Version, k.ID)
+		_, err := fmt.Fprintf(w, "%10d  %16d"+columns, k.Objects, k.Bytes, k.Name, k.Version, k.Recovery, k.ID)
 		if err != nil {
 			return err
 		}
@@ -193,6 +200,7 @@ var csvHeader = []string{
 	"kms_key_ids",
 	"kms_key_names",
 	"kms_key_versions",
+	"recovery_keys",
 	"error",
 	"etag",
 }
@@ -209,9 +217,10 @@ func (c *csvInventory) row(p inventory.Object) error {
 	if err := c.header(); err != nil {
 		return err
 	}
-	var ids, names, versions []string
+	var ids, names, versions, recovery []string
 	for _, k := range p.Keys {
 		ids, names, versions = append(ids, k.ID), append(names, k.Name), append(versions, k.Version)
+		recovery = append(recovery, strings.Fields(k.Recovery)...)
 	}
 
 	size, parts := "", ""
@@ -224,7 +233,8 @@ func (c *csvInventory) row(p inventory.Object) error {
 
 	return c.w.Write(forSpreadsheets([]string{
 		p.Key, p.Version, strconv.FormatBool(p.Latest), size, p.Kind, parts,
-		strings.Join(ids, " "), strings.Join(names, " "), strings.Join(versions, " "), p.Error, p.ETag,
+		strings.Join(ids, " "), strings.Join(names, " "), strings.Join(versions, " "),
+		strings.Join(slices.Compact(recovery), " "), p.Error, p.ETag,
 	}))
 }
 

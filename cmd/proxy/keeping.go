@@ -34,6 +34,9 @@ func (b *backend) openKeys(ctx context.Context) []openedKey {
 	var all errgroup.Group
 	all.SetLimit(startTogether)
 	for i, k := range b.cfg.Keys {
+		if k.IsTogether() {
+			continue // its members are opened
+		}
 		all.Go(func() error {
 			out[i].wrapper, out[i].err = buildWrapper(ctx, k, b.reportReread(k))
 			return nil
@@ -155,7 +158,7 @@ func (b *backend) openLater(ctx context.Context, k config.Key) {
 
 		wrapper, err := buildWrapper(ctx, k, b.reportReread(k))
 		if err == nil {
-			err = b.keys.Provide(k.Name, b.withLimits(k, wrapper), wrapper)
+			err = b.provide(k, wrapper)
 		}
 		if err != nil {
 			b.log.Warn("this key cannot be opened yet", zap.String("kms_key_name", k.Name), zap.Error(err))
@@ -175,14 +178,14 @@ func (b *backend) openLater(ctx context.Context, k config.Key) {
 func (b *backend) reopen(ctx context.Context, before, next *config.Config) {
 	for _, k := range next.Keys {
 		i := slices.IndexFunc(before.Keys, func(old config.Key) bool { return old.Name == k.Name })
-		if i < 0 || reflect.DeepEqual(before.Keys[i], k) ||
+		if i < 0 || k.IsTogether() || reflect.DeepEqual(before.Keys[i], k) ||
 			!reflect.DeepEqual(withoutSecrets(before.Keys[i]), withoutSecrets(k)) {
 			continue
 		}
 
 		wrapper, err := buildWrapper(ctx, k, b.reportReread(k))
 		if err == nil {
-			err = b.keys.Provide(k.Name, b.withLimits(k, wrapper), wrapper)
+			err = b.provide(k, wrapper)
 		}
 
 		if err != nil {

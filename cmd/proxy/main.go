@@ -83,6 +83,7 @@ func newRoot() *cobra.Command {
 		checkCommand(),
 		cleanerCommand(),
 		keysCommand(),
+		recoveryCommand(),
 		decryptCommand(),
 		inventoryCommand(),
 		rewrapCommand(),

@@ -34,6 +34,7 @@ type backend struct {
 	advisor  *advisor.Recorder
 	observer *keyObserver
 	opened   []openKey                   // the keys that could be opened at the start
+	members  map[string]*memberKey       // by name, the keys that others consist of
 	keeping  sync.Map                    // by key name, the context.CancelFunc that ends keep
 	duties   []func(ctx context.Context) // background work while the keys are in use
 }
@@ -112,6 +113,7 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 // also_known_as.
 func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 	var keys, earlier []keyring.Key
+	b.newMembers()
 	opened := b.openKeys(ctx)
 	for i, k := range b.cfg.Keys {
 		key := keyring.Key{
@@ -120,11 +122,20 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 			Timeout:      kms.AttemptsPerCall * k.Timeout,
 			ProbeTimeout: k.Timeout,
 		}
+		if k.IsTogether() {
+			if err := b.putTogether(&key, k); err != nil {
+				return nil, err
+			}
+			keys = append(keys, key)
+			continue
+		}
 
 		wrapper, err := opened[i].wrapper, opened[i].err
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
-			key.Wrapper, key.Probe = b.withLimits(k, wrapper), wrapper
+			if key.Wrapper, key.Probe, err = b.ready(k, wrapper); err != nil {
+				return nil, err
+			}
 			b.opened = append(b.opened, openKey{k.Name, wrapper})
 			b.duties = append(b.duties, func(ctx context.Context) { b.watchAlias(ctx, k, wrapper, aliasCheck) })
 		case errors.As(err, &failure) && failure.Kind != kms.Invalid:

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -66,6 +67,7 @@ func rewrapCommand() *cobra.Command {
 		"with --adopt: `FILE` in CSV with the columns old_key and new_key; only its objects are adopted",
 	)
 
+	declareRecovery(flags, &o.recovery)
 	o.declare(flags, "move")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseBucket(args[0])
@@ -76,6 +78,10 @@ func rewrapCommand() *cobra.Command {
 			return err
 		}
 		adopted, err := o.adoption(target)
+		if err != nil {
+			return err
+		}
+		recovery, err := readRecoveryKey(o.recovery)
 		if err != nil {
 			return err
 		}
@@ -101,6 +107,7 @@ func rewrapCommand() *cobra.Command {
 			o.all,
 			o.bind,
 			adopted,
+			recovery,
 		}
 
 		return r.run(c.Context())
@@ -114,6 +121,7 @@ type rewrapOptions struct {
 	to, method   string
 	all, bind    bool
 	adopt, names string
+	recovery     string
 }
 
 func (o *rewrapOptions) check() error {
@@ -145,7 +153,8 @@ type rewrapRun struct {
 	sweep
 	to, method string
 	all, bind  bool
-	adopted    *adoption // nil to move objects to another key
+	adopted    *adoption   // nil to move objects to another key
+	recovery   kms.Wrapper // nil to open objects with their KMS keys
 }
 
 func (r *rewrapRun) run(ctx context.Context) error {
@@ -161,7 +170,7 @@ func (r *rewrapRun) run(ctx context.Context) error {
 	}
 	defer done()
 
-	c := rewrap.Config{Config: common, To: r.to, All: r.all, Bind: r.bind}
+	c := rewrap.Config{Config: common, To: r.to, All: r.all, Bind: r.bind, Recovery: r.recovery}
 	if r.adopted != nil {
 		c.OldName = r.adopted.oldName
 	}

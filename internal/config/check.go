@@ -245,8 +245,62 @@ func (d *decoder) checkKeys(keys []Key) {
 			if _, err := hex.DecodeString(k.KeyID); err != nil {
 				d.fail(&k.KeyID, "key_id of a pkcs11 key must be its CKA_ID in hexadecimal")
 			}
+		case AllOf, AnyOf:
+			d.checkMembers(k, keys)
 		default: // no further checks
 		}
+		d.checkRecovery(k)
+	}
+}
+
+// checkMembers checks the members of a key that consists of others.
+func (d *decoder) checkMembers(k *Key, keys []Key) {
+	const most = 4 // of the format
+	if n := len(k.Members); n < 2 && n > 0 || n > most {
+		d.fail(&k.Members, "members must be two to four keys")
+	}
+
+	var names []string
+	for i := range keys {
+		if !keys[i].IsTogether() {
+			names = append(names, keys[i].Name)
+		}
+	}
+	seen := make(map[string]bool)
+	for i := range k.Members {
+		name := &k.Members[i]
+		switch {
+		case seen[*name]:
+			d.fail(name, "this key is already a member")
+		case !slices.Contains(names, *name):
+			d.fail(name, "there is no key with this name that is not itself made of others%s", didYouMean(*name, names))
+		default:
+			d.checkMember(name, keys)
+		}
+		seen[*name] = true
+	}
+}
+
+// checkMember refuses a member whose id can change: objects name it.
+func (d *decoder) checkMember(name *string, keys []Key) {
+	for i := range keys {
+		k := &keys[i]
+		if k.Name == *name && (len(k.AlsoKnownAs) > 0 || strings.Contains(k.KeyID, "alias/")) {
+			d.fail(name, "a member must be configured with its own id, and without also_known_as: an alias can move")
+		}
+	}
+}
+
+// recoveryForm is the form of a recovery public key: 32 bytes in base64.
+var recoveryForm = regexp.MustCompile(`^cmekproxy-recovery-public-v1:[A-Za-z0-9+/]{43}=$`)
+
+func (d *decoder) checkRecovery(k *Key) {
+	switch {
+	case k.RecoveryPublicKey == "" || recoveryForm.MatchString(k.RecoveryPublicKey):
+	case strings.Contains(k.RecoveryPublicKey, "private"):
+		d.fail(&k.RecoveryPublicKey, "recovery_public_key is a private key, which must stay offline")
+	default:
+		d.fail(&k.RecoveryPublicKey, "recovery_public_key must be a public key from cmekproxy recovery keygen")
 	}
 }
 
@@ -319,6 +373,7 @@ func (d *decoder) checkSettings(k *Key) {
 		case f.required:
 		case needed && field.IsZero():
 			d.fail(field.Addr().Interface(), "provider %s needs %s", k.Provider, f.name)
+		case f.name == "recovery_public_key":
 		case !needed && !field.IsZero() && !slices.Contains(settings.takes, f.name):
 			d.fail(field.Addr().Interface(), "provider %s has no %s", k.Provider, f.name)
 		}

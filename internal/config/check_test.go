@@ -73,6 +73,37 @@ func TestListenErrors(t *testing.T) {
 	})
 }
 
+func TestMemberErrors(t *testing.T) {
+	const old = "    key_file: /k\n"
+	key := func(settings string) string {
+		return old + "  - {name: two, provider: local, key_file: l}\n  - {name: both, " + settings + "}\n"
+	}
+	runErrors(t, []errorCase{
+		{"none", old, key("provider: any-of"), []string{`16:5: provider any-of needs members`}},
+		{"one", old, key("provider: any-of, members: [two]"), []string{`16:45: members must be two to four keys`}},
+		{"one twice", old, key("provider: any-of, members: [two, two]"), []string{
+			`16:51: this key is already a member`,
+		}},
+		{"unknown", old, key("provider: all-of, members: [two, tree]"), []string{
+			`16:51: there is no key with this name that is not itself made of others (valid: default, two)`,
+		}},
+		{"itself", old, key("provider: all-of, members: [two, both]"), []string{
+			`16:51: there is no key with this name that is not itself made of others (valid: default, two)`,
+		}},
+		{"another's setting", old, key("provider: all-of, members: [default, two], key_id: x"), []string{
+			`16:69: provider all-of has no key_id`,
+		}},
+		{"members of one key", old, key("provider: local, key_file: m, members: [default, two]"), []string{
+			`16:57: provider local has no members`,
+		}},
+		{"a private key", old, key("provider: local, key_file: m, recovery_public_key: \"cmekproxy-recovery-private-v1:AA\""),
+			[]string{`16:69: recovery_public_key is a private key, which must stay offline`}},
+		{"no key", old, key("provider: local, key_file: m, recovery_public_key: x"), []string{
+			`16:69: recovery_public_key must be a public key from cmekproxy recovery keygen`,
+		}},
+	})
+}
+
 func TestEndpointErrors(t *testing.T) {
 	const form = `3:13: origin.endpoint must be a URL such as https://s3.example.com or http://127.0.0.1:7070`
 	const end = `3:13: origin.endpoint must end after the host and port, without a path or a slash`
@@ -440,7 +471,7 @@ dek_cache: {ttl: soon, ttl: 5m}
 		`4:42: secret_key has fewer than 8 characters`,
 		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, ` +
 			`store_admin, not "reed" (did you mean "read"?)`,
-		`6:25: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local,` +
+		`6:25: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local, all-of, any-of,` +
 			` not "kms"`,
 		`7:44: there is no key with this name (valid: k)`,
 		`8:18: dek_cache.ttl must be a duration such as 90s, 5m or 1h30m, not "soon"`,

@@ -148,6 +148,12 @@ func TestAccepted(t *testing.T) {
 			},
 		},
 		{
+			"members and a recovery key", replace(t, "    key_file: /k\n", "    key_file: /k\n"+
+				"  - {name: two, provider: local, key_file: l}\n  - {name: both, provider: all-of, members: [default, two], "+
+				"recovery_public_key: \"cmekproxy-recovery-public-v1:RQAf6D+0YBC7AIldXIoxd88pyQYVhYIHTfiY/2FGtVI=\"}\n"),
+			func(c *config.Config) bool { return c.Keys[2].IsTogether() && len(c.Keys[2].Members) == 2 },
+		},
+		{
 			"path_style off", replace(t, "  region: us-east-1", "  region: us-east-1\n  path_style: false"),
 			func(c *config.Config) bool {
 				return !c.Origin.PathStyle

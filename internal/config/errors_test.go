@@ -240,7 +240,7 @@ func TestTypeErrors(t *testing.T) {
 		}},
 		{"unknown provider", "provider: local", "provider: awskms", []string{
 			`13:15: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, ` +
-				`local, not "awskms" (did you mean "aws-kms"?)`,
+				`local, all-of, any-of, not "awskms" (did you mean "aws-kms"?)`,
 		}},
 	})
 }

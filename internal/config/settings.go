@@ -187,7 +187,7 @@ type Key struct {
 	Name string `yaml:"name" config:"required"`
 	// Provider is the kind of KMS. It determines which other settings
 	// apply.
-	Provider Provider `yaml:"provider" config:"required" values:"aws-kms vault-transit gcp-kms azure-keyvault pkcs11 local"`
+	Provider Provider `yaml:"provider" config:"required" values:"aws-kms vault-transit gcp-kms azure-keyvault pkcs11 local all-of any-of"`
 	// KeyID identifies the key in the KMS, in the KMS's notation. For
 	// pkcs11, it is the CKA_ID in hexadecimal.
 	KeyID string `yaml:"key_id"`
@@ -252,10 +252,22 @@ type Key struct {
 	PIN Secret `yaml:"pin"`
 	// KeyFile is the path of a file with the key.
 	KeyFile string `yaml:"key_file"`
+	// Members are the names of two to four other keys that are used
+	// together. With all-of, all of them must agree to each use. With
+	// any-of, one is enough while no other one says no.
+	Members []string `yaml:"members"`
+	// RecoveryPublicKey is the public half of a recovery key, as printed by
+	// cmekproxy recovery keygen. Data keys are wrapped to it as well, so
+	// that its private half opens objects if the KMS key is lost. Empty
+	// means none.
+	RecoveryPublicKey string `yaml:"recovery_public_key"`
 	// Timeout overrides KMS.Timeout. Parse always sets it. Not for local
 	// keys.
 	Timeout time.Duration `yaml:"timeout"`
 }
+
+// IsTogether reports whether the key consists of other keys.
+func (k *Key) IsTogether() bool { return k.Provider == AllOf || k.Provider == AnyOf }
 
 // Login says how to get a Vault token. Set exactly one of the four.
 type Login struct {
@@ -302,10 +314,12 @@ const (
 	AzureKeyVault Provider = "azure-keyvault"
 	PKCS11        Provider = "pkcs11"
 	Local         Provider = "local"
+	AllOf         Provider = "all-of"
+	AnyOf         Provider = "any-of"
 )
 
 // providerSettings lists the settings that a key of each provider needs,
-// and the optional ones.
+// and the optional ones. Every key may have a recovery_public_key.
 var providerSettings = map[Provider]struct{ needs, takes []string }{
 	AWSKMS: {
 		[]string{"key_id"},
@@ -324,6 +338,8 @@ var providerSettings = map[Provider]struct{ needs, takes []string }{
 	},
 	PKCS11: {[]string{"module", "token", "key_label"}, []string{"key_id", "pin", "timeout"}},
 	Local:  {[]string{"key_file"}, nil},
+	AllOf:  {[]string{"members"}, nil},
+	AnyOf:  {[]string{"members"}, nil},
 }
 
 // Encryption determines which key protects which object.

@@ -16,6 +16,7 @@
 //	defaults.go   keys that clients have chosen for buckets
 //	bucketkey.go  one wrapped key for many objects
 //	customer.go   keys that clients supply (SSE-C)
+//	recovered.go  opening data keys with a recovery key
 //	lease.go      Lease: use of a data key, renewal, cut
 //	key.go        state of each KMS key
 //	part.go       parts of a KMS key that the KMS can refuse separately
@@ -206,6 +207,7 @@ type Keyring struct {
 
 	bucketKeys *lru.Cache[bucketKeyName, *bucketKey] // bucket keys in use
 	customer   *keyState                             // represents all customers' keys
+	recovered  *keyState                             // represents a recovery key
 
 	providing sync.Mutex
 }
@@ -223,7 +225,8 @@ func New(cfg Config) (*Keyring, error) {
 		cfg.Observer = noObserver{}
 	}
 
-	k := &Keyring{cfg: cfg, byName: make(map[string]*keyState), bucketKeys: newBucketKeys(), customer: newCustomer()}
+	k := &Keyring{cfg: cfg, byName: make(map[string]*keyState), bucketKeys: newBucketKeys()}
+	k.customer, k.recovered = newCustomer(), newRecovered()
 	k.byID.Store(new(map[string]*keyState))
 	k.probe.Store(int64(cfg.RevocationProbe))
 	k.outageWait.Store(int64(cfg.OutageWait))
@@ -355,6 +358,15 @@ func (k *Keyring) Twins() (pairs [][2]string) {
 	}
 
 	return pairs
+}
+
+// Recipients returns the ids of the KMS keys that new data keys under the key
+// with this id are wrapped by, and of the recovery keys; see kms.KeysOf.
+func (k *Keyring) Recipients(id string) (keys, recovery []string) {
+	if key := k.lookup(id); key != nil {
+		return kms.RecipientsOf(key.kms.Load().wrapper)
+	}
+	return []string{id}, nil
 }
 
 // find returns the key with the id in an envelope.

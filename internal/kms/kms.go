@@ -18,6 +18,9 @@
 //	azure*.go         Azure Key Vault and Managed HSM
 //	vault*.go         the transit engine of HashiCorp Vault and OpenBao
 //	pkcs11*.go        hardware security modules, with build tag pkcs11
+//	members.go        several keys that must all agree, or of which any is enough
+//	recovery.go       recovery keys, which open data keys without the KMS
+//	bundle.go         encoding the wraps of several keys
 //	login.go          logins and tokens, separate from calls
 //	loginfile.go      reloading files with credentials
 //	connections.go    closing dead connections

@@ -2,6 +2,7 @@ package kms
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/hex"
 	"strings"
 
@@ -41,12 +42,35 @@ func WrappingOf(keyID string, wrapped []byte) string {
 }
 
 func blobVersion(keyID string, blob []byte) string {
+	if isBundle(blob) {
+		return bundleVersions(keyID, blob)
+	}
 	for _, of := range []func(keyID string, blob []byte) string{localVersion, vaultVersion, azureVersionOf} {
 		if version := of(keyID, blob); version != "" {
 			return version
 		}
 	}
 	return ""
+}
+
+// bundleVersions returns the versions of all keys in a bundle. With several
+// keys, each is preceded by its id.
+func bundleVersions(keyID string, blob []byte) string {
+	b, err := parseBundle(blob)
+	if err != nil {
+		return ""
+	}
+	if b.scheme == oneWrap {
+		return blobVersion(keyID, b.wraps[0].blob)
+	}
+
+	var versions []string
+	for _, w := range b.wraps {
+		if version := blobVersion(w.keyID, w.blob); version != "" {
+			versions = append(versions, w.keyID+" "+version)
+		}
+	}
+	return strings.Join(versions, ", ")
 }
 
 // gcpPrefix starts the blobs of Google Cloud KMS. The next 4 bytes are the
@@ -66,6 +90,9 @@ const (
 // show its version. If versions cannot be revoked separately, as with AWS
 // KMS and PKCS #11 keys, the lineage is always "".
 func Lineage(keyID string, blob []byte) (lineage string, ok bool) {
+	if isBundle(blob) {
+		return bundleLineage(keyID, blob)
+	}
 	if strings.HasPrefix(keyID, gcpKeyPrefix) {
 		rest, found := bytes.CutPrefix(blob, gcpPrefix)
 		if !found || len(rest) < gcpVersionTag {
@@ -75,4 +102,25 @@ func Lineage(keyID string, blob []byte) (lineage string, ok bool) {
 	}
 
 	return blobVersion(keyID, blob), true
+}
+
+// bundleLineage returns the lineages of all blobs in a bundle.
+func bundleLineage(keyID string, blob []byte) (lineage string, ok bool) {
+	b, err := parseBundle(blob)
+	if err != nil {
+		return "", false
+	}
+
+	var all []string
+	for _, w := range b.wraps {
+		one, ok := Lineage(cmp.Or(w.keyID, keyID), w.blob)
+		if !ok {
+			return "", false
+		}
+		all = append(all, w.keyID+" "+one)
+	}
+	if b.scheme == oneWrap {
+		return strings.TrimPrefix(all[0], " "), true
+	}
+	return strings.Join(all, ", "), true
 }

@@ -29,6 +29,7 @@ type Metrics struct {
 	bytes          *prometheus.CounterVec
 	originDuration *prometheus.HistogramVec
 	originFaults   *prometheus.CounterVec
+	membersMissing *prometheus.CounterVec
 	originRetries  *prometheus.CounterVec
 	kmsDuration    *prometheus.HistogramVec
 	leases         *prometheus.CounterVec
@@ -85,6 +86,10 @@ func New() *Metrics {
 			Name: "cmekproxy_kms_duration_seconds",
 			Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
 		}, []string{"key", "operation", "result"}),
+		membersMissing: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_kms_member_missing_total",
+			Help: "Uses of an any-of key without one of its members, by names of both keys and operation.",
+		}, []string{"key", "member", "operation"}),
 		leases: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_dek_leases_total",
 			Help: "Leases of running transfers that ran out, by name of the key: " +
@@ -101,7 +106,7 @@ func New() *Metrics {
 	}
 
 	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.originDuration,
-		m.originFaults, m.originRetries, m.kmsDuration, m.leases, m.breakers, m.capabilities,
+		m.originFaults, m.originRetries, m.kmsDuration, m.membersMissing, m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	return m
@@ -131,6 +136,11 @@ func (m *Metrics) OriginRetry(kind string) { m.originRetries.WithLabelValues(kin
 // KMS records a request to the KMS. result is "ok" or a kind of error.
 func (m *Metrics) KMS(key, operation, result string, took time.Duration) {
 	m.kmsDuration.WithLabelValues(key, operation, result).Observe(took.Seconds())
+}
+
+// MemberMissing records a use of an any-of key without one of its members.
+func (m *Metrics) MemberMissing(key, member, operation string) {
+	m.membersMissing.WithLabelValues(key, member, operation).Inc()
 }
 
 // Lease records what happened to a lease that ran out: it was renewed or

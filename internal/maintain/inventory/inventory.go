@@ -6,6 +6,7 @@
 package inventory
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -49,6 +50,9 @@ type Key struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
 	Version string `json:"version"`
+	// Recovery has the ids of the recovery keys, separated by spaces; "-" for
+	// none.
+	Recovery string `json:"recovery"`
 }
 
 // Config configures an Inventory.
@@ -158,12 +162,15 @@ func (o *Object) add(k Key) {
 
 // key returns the KMS key that an envelope names.
 func (i *Inventory) key(id string, wrapped []byte) Key {
-	k := Key{ID: id, Name: "-", Version: "-"}
+	k := Key{ID: id, Name: "-", Version: "-", Recovery: "-"}
 	if name := i.cfg.KeyNames[id]; name != "" {
 		k.Name = name
 	}
 	if version := kms.VersionOf(id, wrapped); version != "" {
 		k.Version = version
+	}
+	if keys, recovery := kms.KeysOf(id, wrapped); len(keys) > 1 || len(recovery) > 0 {
+		k.Recovery = cmp.Or(strings.Join(recovery, " "), "-")
 	}
 	return k
 }

@@ -56,7 +56,7 @@ func (m *Mover) findName(ctx context.Context, f *found) (current bool, err error
 // or the header of each part. The body is not read. It counts the parts.
 func (m *Mover) bound(ctx context.Context, f *found) error {
 	if e := f.seen.Envelope; e != nil {
-		lease, err := m.cfg.Keys.OpenMoved(ctx, f.was, f.obj, e.KeyID, e.WrappedDEK)
+		lease, err := m.open(ctx, f.was, f.obj, e.KeyID, e.WrappedDEK)
 		if err != nil {
 			return err
 		}
@@ -80,7 +80,7 @@ func (m *Mover) bound(ctx context.Context, f *found) error {
 }
 
 func (m *Mover) boundPart(ctx context.Context, f *found, part *crypt.Part) error {
-	lease, err := m.cfg.Keys.OpenMoved(ctx, f.was, f.obj, part.KeyID, part.WrappedDEK)
+	lease, err := m.open(ctx, f.was, f.obj, part.KeyID, part.WrappedDEK)
 	if err != nil {
 		return err
 	}

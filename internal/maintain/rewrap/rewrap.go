@@ -25,6 +25,7 @@ package rewrap
 import (
 	"context"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -50,6 +51,9 @@ type Config struct {
 	// Method is how a single-PUT object gets its new envelope. It is
 	// required, unless DryRun is set.
 	Method Method
+	// Recovery, if not nil, opens data keys that are wrapped to it, instead
+	// of their KMS keys.
+	Recovery kms.Wrapper
 	// OldName, if not nil, adopts objects instead of moving them to another
 	// key: it returns the name under which the object with this name was
 	// written. The operator vouches for each such pair.
@@ -201,7 +205,7 @@ func (m *Mover) found(obj crypt.Object, seen *stored.Seen) *found {
 	f := &found{obj: obj, was: obj, seen: seen}
 	reader := *m.reader // shares the cache
 	reader.Open = func(ctx context.Context, was crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		lease, err := m.cfg.Keys.OpenMoved(ctx, was, obj, keyID, wrapped)
+		lease, err := m.open(ctx, was, obj, keyID, wrapped)
 		if err != nil {
 			return nil, err
 		}
@@ -215,6 +219,18 @@ func (m *Mover) found(obj crypt.Object, seen *stored.Seen) *found {
 	f.reader = &reader
 
 	return f
+}
+
+// open opens the data key of an object that was written as was and is now
+// obj: with the recovery key, if there is one and the object has a wrap to it.
+func (m *Mover) open(ctx context.Context, was, obj crypt.Object, keyID string, wrapped []byte) (*keyring.Lease, error) {
+	if m.cfg.Recovery != nil {
+		_, recovery := kms.KeysOf(keyID, wrapped)
+		if slices.Contains(recovery, m.cfg.Recovery.KeyID()) {
+			return m.cfg.Keys.OpenRecovered(ctx, was, wrapped, m.cfg.Recovery)
+		}
+	}
+	return m.cfg.Keys.OpenMoved(ctx, was, obj, keyID, wrapped)
 }
 
 // request returns a request for the object, which fails if the object has
@@ -254,8 +270,10 @@ func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID strin
 	switch {
 	case same && m.cfg.Bind && m.cfg.Keys.Unbound(keyID, wrapped):
 		return false, nil
-	case !same || !m.cfg.All:
-		return same, nil
+	case !same || !m.hasRecipients(target, wrapped):
+		return false, nil
+	case !m.cfg.All:
+		return true, nil
 	}
 
 	of := kms.WrappingOf
@@ -269,6 +287,14 @@ func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID strin
 	}
 	newest, err := m.newestWrapped(ctx, obj, target)
 	return err == nil && version == of(target, newest), err
+}
+
+// hasRecipients reports whether a data key under the key with this id is
+// wrapped to its recovery key and, if it consists of several, by all of them.
+func (m *Mover) hasRecipients(keyID string, wrapped []byte) bool {
+	keys, recovery := kms.KeysOf(keyID, wrapped)
+	wantKeys, wantRecovery := m.cfg.Keys.Recipients(keyID)
+	return slices.Equal(recovery, wantRecovery) && (len(wantKeys) < 2 || slices.Equal(keys, wantKeys))
 }
 
 // newestWrapped returns a data key that a key has wrapped in this run, so

@@ -32,7 +32,7 @@ func (m *Mover) moveSingle(ctx context.Context, f *found) error {
 		)
 	}
 
-	old, err := m.cfg.Keys.OpenMoved(ctx, f.was, obj, seen.Envelope.KeyID, seen.Envelope.WrappedDEK)
+	old, err := m.open(ctx, f.was, obj, seen.Envelope.KeyID, seen.Envelope.WrappedDEK)
 	if err != nil {
 		return err
 	}
