@@ -96,8 +96,10 @@ func TestMemberErrors(t *testing.T) {
 		{"members of one key", old, key("provider: local, key_file: m, members: [default, two]"), []string{
 			`16:57: provider local has no members`,
 		}},
-		{"a private key", old, key("provider: local, key_file: m, recovery_public_key: \"cmekproxy-recovery-private-v1:AA\""),
-			[]string{`16:69: recovery_public_key is a private key, which must stay offline`}},
+		{
+			"a private key", old, key("provider: local, key_file: m, recovery_public_key: \"cmekproxy-recovery-private-v1:AA\""),
+			[]string{`16:69: recovery_public_key is a private key, which must stay offline`},
+		},
 		{"no key", old, key("provider: local, key_file: m, recovery_public_key: x"), []string{
 			`16:69: recovery_public_key must be a public key from cmekproxy recovery keygen`,
 		}},
