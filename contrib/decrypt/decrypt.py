@@ -5,6 +5,7 @@ Reads the object directly from the store.
 
     decrypt.py [--endpoint-url URL] [--region REGION]
                [--kms-endpoint-url URL | --local-key-file FILE]
+               [--recovery-key FILE]
                [--sse-customer-key FILE] s3://bucket/key [-o FILE]
 
 boto3 supplies the credentials. The output gets its final name when every byte
@@ -24,7 +25,7 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from format import OVERHEAD, Ask, FormatError, Multipart, Unwrap, is_multipart, open_single, unwrapper
+from format import OVERHEAD, Ask, FormatError, Multipart, Unwrap, is_multipart, open_single, recovery_key, together, unwrapper
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--region")
     parser.add_argument("--kms-endpoint-url", help="endpoint of AWS KMS, if not the default")
     parser.add_argument("--local-key-file", help="the key file of provider local")
+    parser.add_argument("--recovery-key", metavar="FILE", help="file with the recovery private key, instead of a KMS key")
     parser.add_argument("--sse-customer-key", metavar="FILE", help="file with the 32 bytes of the customer key (SSE-C)")
     args = parser.parse_args()
     if not args.object.startswith("s3://") or "/" not in args.object[5:]:
@@ -48,7 +50,11 @@ def main() -> int:
     if args.sse_customer_key:
         with open(args.sse_customer_key, "rb") as f:
             customer_key = f.read()
-    ask = local_key(args.local_key_file) if args.local_key_file else aws_kms(args)
+    if args.recovery_key:
+        with open(args.recovery_key, encoding="ascii") as f:
+            ask = recovery_key(f.read())
+    else:
+        ask = together(local_key(args.local_key_file) if args.local_key_file else aws_kms(args))
     unwrap = cached(unwrapper(ask, bucket, key.encode(), customer_key))
     output = args.output or os.path.basename(key)
     try:

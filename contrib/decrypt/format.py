@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 HEADER = 40
 TAG = 16
@@ -467,3 +468,126 @@ def unwrap_by_customer(customer_key: bytes | None, wrapped: bytes, bucket: str, 
         return kek.decrypt(bytes(12), wrapped[33:], None)
     except InvalidTag:
         raise FormatError("wrong customer key") from None
+
+
+# Section 10: several keys, and recovery keys.
+
+BUNDLE = b"cmekkeys"
+ONE, ANY, ALL = 0, 1, 2
+RECOVERY_WRAP = 88
+
+
+@dataclass
+class Bundle:
+    scheme: int
+    wraps: list[tuple[str, bytes]]  # KMS key id ("" for ONE), blob
+    recovery: list[bytes]
+
+
+def parse_bundle(blob: bytes) -> Bundle:
+    src = Bytes(blob)
+    if read_exactly(src, 8) != BUNDLE:
+        raise FormatError("not a bundle of wrapped keys")
+
+    def field() -> bytes:
+        return read_exactly(src, struct.unpack(">H", read_exactly(src, 2))[0])
+
+    version, scheme, wraps, recovery = read_exactly(src, 4)
+    limits = {ONE: (1, 1), ANY: (1, 4), ALL: (2, 4)}
+    if version != 1 or scheme not in limits or not limits[scheme][0] <= wraps <= limits[scheme][1] or recovery > 2:
+        raise FormatError("malformed bundle of wrapped keys")
+    b = Bundle(scheme, [(field().decode("latin-1"), field()) for _ in range(wraps)], [read_exactly(src, RECOVERY_WRAP) for _ in range(recovery)])
+    ids = [key_id for key_id, _ in b.wraps]
+    if src.read(1) or len(set(ids)) != len(ids) or any(not text or text.startswith(BUNDLE) for _, text in b.wraps):
+        raise FormatError("malformed bundle of wrapped keys")
+    if scheme == ONE and (ids != [""] or not recovery):
+        raise FormatError("malformed bundle of wrapped keys")
+    if scheme != ONE:
+        for key_id in ids:
+            check_key_id(key_id)
+    return b
+
+
+def together(ask: Ask) -> Ask:
+    """Returns an Ask that also takes bundles, whose keys ask can unwrap."""
+
+    def both(key_id: str, blob: bytes, context: dict[str, str]) -> bytes:
+        if not blob.startswith(BUNDLE):
+            if key_id.startswith(("all-of:", "any-of:")):
+                raise FormatError("one key has wrapped what several must wrap")
+            return ask(key_id, blob, context)
+        b = parse_bundle(blob)
+        wanted = ALL if key_id.startswith("all-of:") else ANY if key_id.startswith("any-of:") else ONE
+        if b.scheme != wanted:
+            raise FormatError("the wraps belong together in another way than the key id says")
+        if b.scheme == ONE:
+            return ask(key_id, b.wraps[0][1], context)
+        if b.scheme == ANY:
+            return first_of(ask, b.wraps, context)
+        dek = bytes(32)
+        for member, text in b.wraps:
+            dek = bytes(x ^ y for x, y in zip(dek, ask(member, text, context), strict=True))
+        return dek
+
+    return both
+
+
+def first_of(ask: Ask, wraps: list[tuple[str, bytes]], context: dict[str, str]) -> bytes:
+    failures = []
+    for member, text in wraps:
+        try:
+            return ask(member, text, context)
+        except Exception as e:  # of any KMS: the next one may work
+            failures.append(f"{member}: {e}")
+    raise FormatError("no key unwraps the data key: " + "; ".join(failures))
+
+
+def recovery_key(text: str) -> Ask:
+    """Returns an Ask that unwraps with a recovery private key."""
+    prefix = "cmekproxy-recovery-private-v1:"
+    if not text.startswith(prefix):
+        raise FormatError("not a recovery private key")
+    private = X25519PrivateKey.from_private_bytes(base64.b64decode(text[len(prefix) :].strip(), validate=True))
+    public = private.public_key().public_bytes_raw()
+    own = hashlib.sha256(b"cmekproxy recovery key v1" + public).digest()[:8]
+
+    def ask(key_id: str, blob: bytes, context: dict[str, str]) -> bytes:
+        wraps = parse_bundle(blob).recovery if blob.startswith(BUNDLE) else []
+        for wrap in wraps:
+            if wrap[:8] == own:
+                return hpke_open(private, public, wrap[8:40], wrap[40:], b"cmekproxy v2 recovery", context_bytes(context))
+        raise FormatError("the data key was not wrapped to this recovery key")
+
+    return ask
+
+
+def context_bytes(context: dict[str, str]) -> bytes:
+    def text(s: str) -> bytes:
+        return struct.pack(">Q", len(s.encode())) + s.encode()
+
+    entries = sorted(context.items(), key=lambda e: e[0].encode())
+    return b"cmekproxy context v1" + struct.pack(">I", len(entries)) + b"".join(text(name) + text(value) for name, value in entries)
+
+
+def hpke_open(private: X25519PrivateKey, public: bytes, enc: bytes, sealed: bytes, info: bytes, aad: bytes) -> bytes:
+    """Opens RFC 9180 base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM, sequence number 0."""
+    kem, suite = b"KEM" + struct.pack(">H", 0x20), b"HPKE" + struct.pack(">HHH", 0x20, 1, 2)
+
+    def extract(salt: bytes, suite_id: bytes, label: bytes, ikm: bytes) -> bytes:
+        return hmac.new(salt or bytes(32), b"HPKE-v1" + suite_id + label + ikm, hashlib.sha256).digest()
+
+    def expand(prk: bytes, suite_id: bytes, label: bytes, more: bytes, length: int) -> bytes:
+        return HKDFExpand(SHA256(), length, struct.pack(">H", length) + b"HPKE-v1" + suite_id + label + more).derive(prk)
+
+    try:
+        dh = private.exchange(X25519PublicKey.from_public_bytes(enc))
+    except ValueError:
+        raise FormatError("authentication failed: the recovery wrap") from None
+    shared = expand(extract(b"", kem, b"eae_prk", dh), kem, b"shared_secret", enc + public, 32)
+    schedule = b"\x00" + extract(b"", suite, b"psk_id_hash", b"") + extract(b"", suite, b"info_hash", info)
+    secret = extract(shared, suite, b"secret", b"")
+    key, nonce = expand(secret, suite, b"key", schedule, 32), expand(secret, suite, b"base_nonce", schedule, 12)
+    try:
+        return AESGCM(key).decrypt(nonce, sealed, aad)
+    except InvalidTag:
+        raise FormatError("authentication failed: the recovery wrap") from None

@@ -16,12 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from format import HEADER, OVERHEAD, Bytes, FormatError, Multipart, NoEnvelope, derive, is_multipart, open_checksums, open_single, parse_envelope, parse_wrapped, part_segment, segments, unwrapper
+from format import HEADER, OVERHEAD, Bytes, FormatError, Multipart, NoEnvelope, derive, is_multipart, open_checksums, open_single, parse_envelope, parse_wrapped, part_segment, parse_bundle, recovery_key, segments, together, unwrapper
 
 TESTDATA = Path(__file__).parents[2] / "internal" / "crypt" / "testdata"
 SINGLE = json.loads((TESTDATA / "vectors.json").read_text())["objects"]
 PARTS = json.loads((TESTDATA / "part-vectors.json").read_text())
 KEYS = json.loads((TESTDATA / "key-vectors.json").read_text())
+BUNDLES = json.loads((TESTDATA.parents[1] / "kms" / "testdata" / "bundle-vectors.json").read_text())
 
 
 def pattern(n: int) -> bytes:
@@ -37,6 +38,39 @@ def sealed(dek: bytes, header: bytes, text: bytes, segment: int = 65536) -> byte
         out.append(gcm.encrypt(header[33:40] + struct.pack(">IB", i, i == last), text[at : at + room], None))
         at += room
     return b"".join(out)
+
+
+class Bundles(unittest.TestCase):
+    def test_vectors(self) -> None:
+        for v in BUNDLES:
+            with self.subTest(v["name"]):
+                blob = bytes.fromhex(v["bundle"])
+                ask = together(lambda key_id, _, context, v=v: self.answer(v, key_id, context))
+                self.assertEqual(ask(v["key_id"], blob, v["context"]).hex(), v["dek"])
+                if not v["recovery"]:
+                    continue
+                recover = recovery_key(v["recovery"])
+                self.assertEqual(recover(v["key_id"], blob, v["context"]).hex(), v["dek"])
+                for bad, context in ((blob[:-1], v["context"]), (blob[:-1] + bytes([blob[-1] ^ 1]), v["context"]), (blob, v["context"] | {"bucket": "other"}), (b"x" * 61, v["context"])):
+                    self.assertRaises(FormatError, recover, v["key_id"], bad, context)
+
+    def answer(self, v: dict, key_id: str, context: dict[str, str]) -> bytes:
+        self.assertEqual(context, v["context"])
+        return bytes.fromhex(v["unwraps"][key_id])
+
+    def test_malformed(self) -> None:
+        for v in BUNDLES:
+            blob = bytes.fromhex(v["bundle"])
+            for bad in (blob + b"\0", blob[:8] + b"\x02" + blob[9:], blob[:9] + b"\x03" + blob[10:], blob[:10] + b"\x05" + blob[11:], blob[:11] + b"\x03" + blob[12:], blob[:12]):
+                self.assertRaises(FormatError, parse_bundle, bad)
+
+    def test_downgrade(self) -> None:
+        """One key alone does not open what several must wrap, and the other way round."""
+        ask = together(lambda *_: bytes(32))
+        for v in BUNDLES:
+            for key_id in {"all-of:x", "any-of:x", "local:0"} - {v["key_id"] if v["key_id"].endswith(":x") else "local:0"}:
+                self.assertRaises(FormatError, ask, key_id, bytes.fromhex(v["bundle"]), v["context"])
+        self.assertRaises(FormatError, ask, "all-of:x", b"blob", {})
 
 
 class Keys(unittest.TestCase):

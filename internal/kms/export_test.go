@@ -37,3 +37,16 @@ var ShareGCPTokens = shareGCPTokens
 
 // AssociatedData exports associatedData.
 var AssociatedData = associatedData
+
+// ReencodeBundle parses a bundle and encodes it again.
+func ReencodeBundle(blob []byte) (again []byte, ok bool) {
+	b, err := parseBundle(blob)
+	if err != nil {
+		return nil, false
+	}
+	again, err = b.bytes()
+	return again, err == nil
+}
+
+// Opened returns the key of a member.
+func (m *Member) Opened() (Wrapper, error) { return m.get("unwrap") }

@@ -2,6 +2,8 @@ package kms_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -200,4 +202,31 @@ func TestSharesAreNotTheDataKey(t *testing.T) {
 	if len(one.saw) != 32 || len(two.saw) != 32 || bytes.Equal(one.saw, dek) || bytes.Equal(two.saw, dek) {
 		t.Errorf("%x and %x of %x", one.saw, two.saw, dek)
 	}
+}
+
+// answering unwraps everything to the same key.
+type answering struct {
+	id  string
+	key []byte
+}
+
+func (a *answering) KeyID() string { return a.id }
+
+func (a *answering) Wrap(context.Context, []byte, kms.EncryptionContext) ([]byte, error) {
+	return nil, errors.New("only unwraps")
+}
+
+func (a *answering) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, error) {
+	return bytes.Clone(a.key), nil
+}
+
+// spyKey keeps what it has wrapped.
+type spyKey struct {
+	kms.Wrapper
+	wrapped []byte
+}
+
+func (s *spyKey) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {
+	s.wrapped = bytes.Clone(dek)
+	return s.Wrapper.Wrap(ctx, dek, ec)
 }
