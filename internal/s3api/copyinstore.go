@@ -161,7 +161,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 
 // copySourceHeader returns x-amz-copy-source for the store.
 func copySourceHeader(src crypt.Object, version string) string {
-	source := sigv4.EscapePath("/" + src.Bucket + "/" + src.Key)
+	source := sigv4.EscapePath(pathOf(src))
 	if version != "" {
 		source += "?versionId=" + url.QueryEscape(version)
 	}

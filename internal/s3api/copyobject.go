@@ -194,7 +194,7 @@ func (c *objectCopy) writeError(err error) error {
 	return fmt.Errorf("%w: %w", errCopyAgain, err)
 }
 
-// checkDirectives refuses directives other than COPY and REPLACE.
+// checkDirectives refuses directives that S3 does not have.
 func (c *call) checkDirectives() error {
 	for _, name := range []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive"} {
 		if value := c.Header.Get(name); value != "" && value != "COPY" && value != "REPLACE" {
@@ -203,6 +203,9 @@ func (c *call) checkDirectives() error {
 				"Unknown "+strings.ToLower(name[len("X-Amz-"):len(name)-len("-Directive")])+" directive.",
 			)
 		}
+	}
+	if err := c.checkAnnotationDirective(); err != nil {
+		return err
 	}
 	return checkMetadata(c.Header, nil)
 }
@@ -282,6 +285,8 @@ func wantedSums(c *objectCopy, sums digests) (digests, error) {
 var notCopied = []string{
 	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
 	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
+	"X-Amz-Object-Lock-Event-Hold", "X-Amz-Object-Lock-Event-Hold-Duration-Days",
+	"X-Amz-Object-Lock-Event-Hold-Duration-Years",
 }
 
 // copiedHeader returns the headers of the copy: the source's or the

@@ -113,3 +113,6 @@ func sourceTooLarge(limit int64) *Error {
 func errCondition() *Error {
 	return &Error{Code: "PreconditionFailed", Message: messages["PreconditionFailed"]}
 }
+
+// pathOf returns the path of an object at the store.
+func pathOf(o crypt.Object) string { return "/" + o.Bucket + "/" + o.Key }

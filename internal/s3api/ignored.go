@@ -148,8 +148,7 @@ func knownHeader(name string) bool {
 var refusedHeaders = setOf(
 	"x-amz-write-offset-bytes x-amz-rename-source x-amz-rename-source- x-amz-client-token",
 	"x-amz-create-session-mode x-amz-s3session-token x-amz-request-route x-amz-request-token x-amz-fwd-",
-	"x-amz-object-annotation-directive x-amz-object-if-match x-amz-bucket-namespace",
-	"x-amz-object-lock-event-hold x-amz-object-lock-event-hold-",
+	"x-amz-object-if-match",
 )
 
 // dropParameters removes the query parameters that have no effect.
