@@ -148,12 +148,6 @@ func (c *objectCopy) isOntoItself() bool {
 // that does not keep versions.
 const nullVersion = "null"
 
-// hasCondition reports whether the client has a condition on the
-// destination.
-func (c *call) hasCondition() bool {
-	return c.Header.Get("If-Match") != "" || c.Header.Get("If-None-Match") != ""
-}
-
 // onCondition sets the condition on the destination. An object must not be
 // replaced by a copy of what it was before, if the store can tell. And the
 // client's condition is already fulfilled if the object there is the flawed

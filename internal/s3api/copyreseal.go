@@ -128,9 +128,17 @@ func (s *Server) resealedHeader(
 		return nil, err
 	}
 	header, err := c.copiedHeader(source.Header, &envelope)
+	if err != nil {
+		return nil, err
+	}
 	header.Del(annotationDirective) // PutObject does not have it
-	if err != nil || c.replaces("Tagging") {
-		return header, err
+	if c.hasCondition() && c.flaw == nil {
+		if err := c.checkPutConditions(header); err != nil {
+			return nil, err
+		}
+	}
+	if c.replaces("Tagging") {
+		return header, nil
 	}
 	return header, s.carryTags(c, header)
 }
