@@ -7,7 +7,6 @@ const (
 	tables      = "the store writes the tables, and they show the sizes and ETags of ciphertext"
 	directory   = "directory buckets are not supported: their requests are signed with session keys"
 	aclNote     = "`private` only, in any form: others would read ciphertext from the store, without the proxy"
-	byRules     = "the proxy's rules choose the key of an object"
 )
 
 // notes has the reason why an operation is refused, or what to know about
@@ -20,7 +19,9 @@ var notes = map[string]string{
 	"RenameObject":           "an envelope is bound to the object's key, so a renamed object is unreadable; copy it instead",
 	"SelectObjectContent":    "the store would query ciphertext",
 	"GetObjectTorrent":       "the torrent would have ciphertext, and clients would load it from the store",
-	"UpdateObjectEncryption": byRules + "; `cmekproxy rewrap` re-encrypts data keys under another KMS key",
+	"UpdateObjectEncryption": "wraps the data key of a single-PUT object by another of the proxy's KMS keys, if the rules " +
+		"allow it. The object is written again, with a new time and version. The client needs a grant to read too. " +
+		"Multipart objects are refused: use `cmekproxy rewrap`",
 
 	"GetObjectAnnotation":    annotations,
 	"ListObjectAnnotations":  annotations,

@@ -221,7 +221,7 @@ var operations = []operation{
 	{"ListObjectAnnotations", "GET", object, "annotation", refuse, access.Read, byKey, 0, "", "", usual, anything, nil}, // see checkAnnotations
 	{"PutObjectAnnotation", "PUT", object, "annotation", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
 	{"DeleteObjectAnnotation", "DELETE", object, "annotation", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
-	{"UpdateObjectEncryption", "PUT", object, "encryption", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
+	{"UpdateObjectEncryption", "PUT", object, "encryption", rewrite, access.Write, byKey, maxConfig, "versionId", "", readsSource, unsent, (*Server).updateObjectEncryption},
 	{"GetObjectLegalHold", "GET", object, "legal-hold", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
 	{"PutObjectLegalHold", "PUT", object, "legal-hold", forward, access.Admin, byKey, maxConfig, "versionId", "", usual, nothing, (*Server).forward},
 	{"GetObjectRetention", "GET", object, "retention", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
