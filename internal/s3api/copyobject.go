@@ -23,11 +23,13 @@ type objectCopy struct {
 	asked  stored.Request      // the source, with the client's conditions
 	choice keyring.Choice      // of the key for the copy
 	wanted *checksum.Algorithm // the checksum of the copy; nil to keep that of the source
+	moves  bool                // a rename: the copy is like the source, and is not answered
 
 	// The present attempt, from 0.
 	attempt int
-	source  stored.Request // the version that seen describes, and no other
-	seen    *stored.Seen   // what was found out about the source
+	source  stored.Request  // the version that seen describes, and no other
+	seen    *stored.Seen    // what was found out about the source
+	made    *crypt.Envelope // of the copy
 
 	flaw          *flaw // what the store made of an earlier attempt; nil for none
 	unconditional bool  // the store does not implement If-Match: see onCondition
@@ -97,6 +99,11 @@ func (s *Server) copyOnce(c *objectCopy) (err error) {
 	}
 	if err := s.checkMarker(c.call, c.seen.Stored); err != nil {
 		return err
+	}
+	if c.moves {
+		if err := s.checkMove(c); err != nil {
+			return err
+		}
 	}
 
 	c.source = c.asked
@@ -275,6 +282,9 @@ func wantedSums(c *objectCopy, sums digests) (digests, error) {
 	return digests{c.wanted.ID: digest}, nil
 }
 
+// lockPrefix is the prefix of the headers of an object lock.
+const lockPrefix = "X-Amz-Object-Lock-"
+
 // notCopied are headers that belong to one object and not to its copies.
 var notCopied = []string{
 	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
@@ -286,6 +296,7 @@ var notCopied = []string{
 // copiedHeader returns the headers of the copy: the source's or the
 // request's, depending on the directives, and the envelope.
 func (c *objectCopy) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {
+	c.made = e
 	header := c.requestHeader()
 	c.onCondition(header)
 	if !c.replaces("Tagging") {
@@ -306,7 +317,7 @@ func (c *objectCopy) copiedHeader(source http.Header, e *crypt.Envelope) (http.H
 		return nil, err
 	}
 	for name, values := range carried {
-		if !slices.Contains(notCopied, name) {
+		if !slices.Contains(notCopied, name) || c.moves && !strings.HasPrefix(name, lockPrefix) {
 			header[name] = values
 		}
 	}
@@ -323,7 +334,10 @@ type copyResult struct {
 }
 
 // answerCopied sends a CopyObjectResult.
-func (c *call) answerCopied(header http.Header, r copyResult) error {
+func (c *objectCopy) answerCopied(header http.Header, r copyResult) error {
+	if c.moves {
+		return nil
+	}
 	if !c.w.begun() {
 		c.copyHeader(header)
 		delete(c.w.Header(), "ETag") // the document has it

@@ -230,7 +230,7 @@ var operations = []operation{
 	{"PutObjectTagging", "PUT", object, "tagging", forward, access.Write, byKey, maxTags, "versionId", "", usual, nothing, (*Server).forward},
 	{"DeleteObjectTagging", "DELETE", object, "tagging", forward, access.Write, byKey, 0, "versionId", "", usual, nothing, (*Server).forward},
 	{"GetObjectTorrent", "GET", object, "torrent", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
-	{"RenameObject", "PUT", object, "renameObject", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
+	{"RenameObject", "PUT", object, "renameObject", rewrite, access.Write, byKey, 0, "", renameHeaders, readsSource, unsent, (*Server).renameObject},
 	{"RestoreObject", "POST", object, "restore", forward, access.Write, byKey, maxConfig, "versionId", "", usual, nothing, (*Server).restoreObject},
 	{"SelectObjectContent", "POST", object, "select", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
 	{"CopyObject", "PUT", object, "header:x-amz-copy-source", seal, access.Write, byKey, 0, "", putHeaders + eventHoldHeaders + " " + copyHeaders + " x-amz-metadata-directive x-amz-tagging-directive " + annotationDirective, readsSource, "CopyObjectResult", (*Server).copyObject},

@@ -220,7 +220,7 @@ func (u *encryptionUpdate) header() (http.Header, error) {
 	}
 	header, err := stored.Carry(u.seen.Header, metadata)
 	for name := range header {
-		if strings.HasPrefix(name, "X-Amz-Object-Lock-") { // of a retention that has ended
+		if strings.HasPrefix(name, lockPrefix) { // of a retention that has ended
 			delete(header, name)
 		}
 	}
