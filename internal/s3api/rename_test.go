@@ -16,6 +16,8 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/capability"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 func (p *proxy) rename(from, to string, more ...func(*s3.RenameObjectInput)) error {
@@ -376,5 +378,36 @@ func TestRenameObjectToken(t *testing.T) {
 	p.clock.Add(int64(time.Hour))
 	if err := p.rename("from", "to", token("one")); err == nil && string(p.mustGet("to")) != "later" {
 		t.Error("a token is remembered for an hour")
+	}
+}
+
+// Slow operations keep the connection alive, and end with a document that SDKs
+// accept.
+func TestSlowUpdatesKeepTheConnection(t *testing.T) {
+	withSecond, second := withAskedKey(t)
+	p := newProxy(t, withSecond, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.KeepAlive = time.Millisecond })
+	p.put("from", []byte("text"))
+	p.origin.condition = func(r *http.Request) {
+		if r.Method == http.MethodPut {
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	if err := p.updateEncryption("from", second, nil); err != nil {
+		t.Errorf("UpdateObjectEncryption: %v", err)
+	}
+	if err := p.rename("from", "to"); err != nil {
+		t.Errorf("RenameObject: %v", err)
+	}
+
+	// What fails afterwards cuts the connection, and is never a success.
+	p.put("from", []byte("text"))
+	p.origin.set(func(r *http.Request) (*http.Response, error) {
+		if r.Method != http.MethodDelete {
+			return nil, nil
+		}
+		return pageOf(500, "application/xml", "<Error><Code>InternalError</Code></Error>")(r)
+	}, nil)
+	if err := p.rename("from", "to"); err == nil {
+		t.Error("a rename whose source was not deleted succeeded")
 	}
 }
