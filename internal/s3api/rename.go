@@ -52,10 +52,7 @@ func (s *Server) renameObject(c *call) error {
 		return err
 	}
 
-	stop := s.keepAlive(c)
-	err = s.rename(c, source)
-	stop()
-	if err != nil {
+	if err := s.rename(c, source); err != nil {
 		return err
 	}
 	s.renames.add(token, s.Now())
@@ -125,6 +122,7 @@ func (s *Server) checkMove(c *objectCopy) error {
 // removeSource deletes the source of a rename, after a look at both objects.
 // It goes on if the client is gone.
 func (s *Server) removeSource(c *objectCopy) error {
+	defer s.keepAlive(c.call)() // as the copy did
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), confirmTimeout)
 	defer cancel()
 	if err := c.checkMoved(ctx); err != nil {
