@@ -55,6 +55,7 @@ const (
 	CopyIfMatch
 	CopySourceIfMatch
 	CompleteIfMatch
+	CompleteIfNoneMatch
 	DeleteIfMatch
 	// MD5ETags: the ETag of a single-PUT object, and of a part, is the MD5
 	// of its bytes.
@@ -81,6 +82,7 @@ var texts = [count]struct{ name, yes, no string }{
 	CopyIfMatch:         {"copy_if_match", "honored", "NOT honored"},
 	CopySourceIfMatch:   {"copy_source_if_match", "honored", "NOT honored; the proxy checks each copy"},
 	CompleteIfMatch:     {"complete_if_match", "honored", "NOT honored"},
+	CompleteIfNoneMatch: {"complete_if_none_match", "honored", "NOT honored"},
 	DeleteIfMatch:       {"delete_if_match", "honored", "NOT honored"},
 	MD5ETags:            {"md5_etags", "MD5", "not MD5"},
 }

@@ -46,9 +46,9 @@ func (k *Keyring) wrapForCustomer(
 	return &DataKey{Lease: l, KeyID: crypt.CustomerKeyID, Wrapped: wrapped}, nil
 }
 
-// CheckCustomerKeys returns ErrNotAllowed if the rule for obj and client
-// forbids storing objects under a customer's key, and ErrNoRule if there is
-// no rule.
+// CheckCustomerKeys returns ErrNotAllowed if the rule for obj and client, or
+// what was chosen for the bucket, forbids storing objects under a customer's
+// key. Other errors: ErrNoRule, and ErrDefaults.
 func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 	r, err := k.Rule(obj, client)
 	if err != nil {
@@ -58,7 +58,11 @@ func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 		return fmt.Errorf("%w: a customer key (SSE-C)", ErrNotAllowed)
 	}
 
-	return nil
+	blocked, err := k.cfg.Defaults.Blocks(obj.Bucket)
+	if blocked {
+		err = fmt.Errorf("%w: a customer key (SSE-C): it is blocked for bucket %q", ErrNotAllowed, obj.Bucket)
+	}
+	return err
 }
 
 // OpenForCustomer returns the DEK of an object that is encrypted under a

@@ -14,6 +14,7 @@
 //	keyring.go    Keyring: creating, opening and rewrapping data keys
 //	rules.go      which key encrypts an object, and which keys can read it
 //	defaults.go   keys that clients have chosen for buckets
+//	prove.go      proving that a key can unwrap what it has wrapped
 //	bucketkey.go  one wrapped key for many objects
 //	customer.go   keys that clients supply (SSE-C)
 //	recovered.go  opening data keys with a recovery key

@@ -167,7 +167,7 @@ func TestWhatIsAskedForIsRead(t *testing.T) {
 func TestChosenKeyIsRead(t *testing.T) {
 	defaults, err := keyring.OpenDefaults(filepath.Join(t.TempDir(), "defaults.json"), time.Now)
 	must(t, err)
-	must(t, defaults.Set("a-bucket", "b"))
+	must(t, defaults.Set("a-bucket", "b", keyring.KeepBlocking))
 	k, plant := tenants(t, defaults, keyring.Rule{Key: "a"})
 
 	for bucket, want := range map[string]error{"a-bucket": nil, "a-nother": keyring.ErrNotRead} {
@@ -187,7 +187,7 @@ func TestChosenKeyIsRead(t *testing.T) {
 		})
 	}
 
-	if err := k.SetDefault("a-nother", "", "b"); !errors.Is(err, keyring.ErrNotAllowed) {
+	if err := k.SetDefault("a-nother", "", "b", keyring.KeepBlocking); !errors.Is(err, keyring.ErrNotAllowed) {
 		t.Errorf("choosing a key that no rule allows: %v", err)
 	}
 }

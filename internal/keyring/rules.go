@@ -106,9 +106,10 @@ func (k *Keyring) Unbound(keyID string, wrapped []byte) bool {
 
 // SetDefault chooses the key for new objects in a bucket, by id or name; ""
 // removes the choice. The client must be allowed to request this key for
-// objects. Errors: those of KeyID, and ErrDefaults, also if no file is
-// configured.
-func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
+// objects. block changes whether customer keys are blocked in the bucket; the
+// rules still hold where they are not. Errors: those of KeyID, and
+// ErrDefaults, also if no file is configured.
+func (k *Keyring) SetDefault(bucket, client, requestedKeyID string, block Blocking) error {
 	if k.cfg.Defaults == nil {
 		return fmt.Errorf("%w: none is configured", ErrDefaults)
 	}
@@ -122,11 +123,36 @@ func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
 		name = key.Name
 	}
 
-	return k.cfg.Defaults.Set(bucket, name)
+	return k.cfg.Defaults.Set(bucket, name, block)
 }
 
 // HasDefaults reports whether a file for SetDefault is configured.
 func (k *Keyring) HasDefaults() bool { return k.cfg.Defaults != nil }
+
+// AllowsCustomerKeys reports whether some client may store some object of the
+// bucket under a customer key.
+func (k *Keyring) AllowsCustomerKeys(bucket string) (bool, error) {
+	blocked, err := k.cfg.Defaults.Blocks(bucket)
+	if blocked || err != nil {
+		return false, err
+	}
+	return k.RulesAllowCustomerKeys(bucket), nil
+}
+
+// RulesAllowCustomerKeys is AllowsCustomerKeys without what was chosen for the
+// bucket.
+func (k *Keyring) RulesAllowCustomerKeys(bucket string) bool {
+	for _, r := range *k.rules.Load() {
+		switch {
+		case !r.matchesBucket(bucket):
+		case !r.RefuseCustomerKeys:
+			return true
+		case len(r.Prefixes) == 0 && len(r.Clients) == 0:
+			return false // later rules do not apply
+		}
+	}
+	return false
+}
 
 // keyFor returns the key to encrypt obj with. A client may request another
 // key than the rule's, but only if a rule allows it to write.

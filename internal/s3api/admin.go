@@ -70,25 +70,75 @@ func (c *call) mayLock() bool {
 	return c.client.MayObject(access.Lock, c.bucket, c.key)
 }
 
+// eventHoldHeader puts a new object under an event hold. While the hold is on,
+// the store moves the end of the retention ahead, by a duration. The two
+// headers with the duration have the same prefix.
+const eventHoldHeader = "X-Amz-Object-Lock-Event-Hold"
+
+// locks reports whether the headers may set a retention that nobody can
+// remove. An event hold may, unless they say that its mode is another one.
+func (c *call) locks() bool {
+	mode := c.Header.Get(lockModeHeader)
+	if mode != "" {
+		return isCompliance(mode)
+	}
+	for name := range c.Header {
+		if strings.HasPrefix(name, eventHoldHeader) {
+			return !strings.EqualFold(c.Header.Get(eventHoldHeader), "OFF")
+		}
+	}
+	return false
+}
+
 // putRetention forwards the retention of an object, or of all new objects in
-// a bucket, if the client has the grant for its mode.
+// a bucket, if the client has the grants for it.
 func (s *Server) putRetention(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
 		return err
 	}
-
-	err = eachElement(body, func(name, text string) error {
-		if name == "Mode" && isCompliance(text) && !c.mayLock() {
-			return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
-		}
-		return nil
-	})
+	asked, err := retentionIn(body)
 	if err != nil {
 		return err
 	}
 
-	return s.forwardBody(c, body)
+	switch {
+	case asked.locks && !c.mayLock():
+		err = fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource())
+	case asked.eventHold && !c.mayBypass():
+		err = fmt.Errorf(
+			"client %q has no grant to %s %q, which a change of an event hold needs",
+			c.client.Name, access.Admin, c.resource(),
+		)
+	default:
+		return s.forwardBody(c, body)
+	}
+	return accessDenied(err)
+}
+
+// retention is what a retention document asks for.
+type retention struct {
+	locks     bool // it may set a retention that nobody can remove
+	eventHold bool // it changes an event hold, and may release it
+}
+
+func retentionIn(body []byte) (r retention, err error) {
+	governed, held := false, false
+	err = eachElement(body, func(name, text string) error {
+		switch name {
+		case "Mode":
+			governed = true
+			r.locks = r.locks || isCompliance(text)
+		case "EventHold":
+			r.eventHold = true
+			held = held || !strings.EqualFold(text, "OFF")
+		case "EventHoldDuration", "DefaultEventHold":
+			r.eventHold, held = true, true
+		}
+		return nil
+	})
+	r.locks = r.locks || held && !governed
+	return r, err
 }
 
 // putTargeted forwards a configuration that makes the store write to another

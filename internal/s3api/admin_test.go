@@ -2,6 +2,7 @@ package s3api_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -84,11 +85,41 @@ func TestComplianceModeNeedsLock(t *testing.T) {
 
 	copied := header("COMPLIANCE")
 	copied.Set("X-Amz-Copy-Source", "test-bucket/k")
+	hold := func(name, value string, more ...string) http.Header {
+		h := http.Header{"X-Amz-Object-Lock-Event-Hold" + name: {value}}
+		if len(more) > 0 {
+			h.Set("X-Amz-Object-Lock-Mode", more[0])
+		}
+		return h
+	}
+	const byDefaultHeld = "<ObjectLockConfiguration><Rule><DefaultRetention>%s<DefaultEventHold><Years>99</Years>" +
+		"</DefaultEventHold></DefaultRetention></Rule></ObjectLockConfiguration>"
+
 	for _, row := range []struct {
 		name, method, query, body string
 		header                    http.Header
 		needsLock                 bool
 	}{
+		{"event hold", "PUT", "/k?retention", "<Retention><EventHold>ON</EventHold></Retention>", nil, true},
+		{
+			"event hold, governed", "PUT", "/k?retention",
+			"<Retention><Mode>GOVERNANCE</Mode><EventHold>ON</EventHold></Retention>", nil, false,
+		},
+		{"release", "PUT", "/k?retention", "<Retention><EventHold>OFF</EventHold></Retention>", nil, false},
+		{
+			"duration of an event hold", "PUT", "/k?retention",
+			"<Retention><EventHoldDuration><Years>99</Years></EventHoldDuration></Retention>", nil, true,
+		},
+		{"event hold of the bucket", "PUT", "?object-lock", fmt.Sprintf(byDefaultHeld, ""), nil, true},
+		{
+			"event hold of the bucket, governed", "PUT", "?object-lock",
+			fmt.Sprintf(byDefaultHeld, "<Mode>GOVERNANCE</Mode>"), nil, false,
+		},
+		{"PUT with an event hold", "PUT", "/k", "text", hold("", "ON"), true},
+		{"PUT with a duration", "PUT", "/k", "text", hold("-Duration-Years", "99"), true},
+		{"PUT without an event hold", "PUT", "/k", "text", hold("", "OFF"), false},
+		{"PUT with a governed event hold", "PUT", "/k", "text", hold("", "ON", "GOVERNANCE"), false},
+		{"PUT with a locked event hold", "PUT", "/k", "text", hold("", "OFF", "COMPLIANCE"), true},
 		{"retention", "PUT", "/k?retention", retention("COMPLIANCE"), nil, true},
 		{
 			"retention in a namespace", "PUT", "/k?retention",
@@ -114,6 +145,84 @@ func TestComplianceModeNeedsLock(t *testing.T) {
 			with := own(access.Write, access.Admin, access.Lock)
 			decides(t, row.name+", with lock", true, with, row.method, row.query, row.body, row.header)
 		}
+	}
+}
+
+// Who may write must not be able to release an event hold.
+func TestEventHoldNeedsAdmin(t *testing.T) {
+	for name, doc := range map[string]string{
+		"release":  "<Retention><EventHold>OFF</EventHold></Retention>",
+		"shorten":  "<Retention><EventHoldDuration><Days>1</Days></EventHoldDuration></Retention>",
+		"governed": "<Retention><Mode>GOVERNANCE</Mode><EventHold>OFF</EventHold></Retention>",
+	} {
+		decides(t, name, false, own(access.Write, access.Lock), "PUT", "/k?retention", doc, nil)
+		decides(t, name+" by admin", true, own(access.Write, access.Lock, access.Admin), "PUT", "/k?retention", doc, nil)
+	}
+}
+
+// The headers and the default of an event hold reach the store, from each
+// operation that has them.
+func TestEventHoldIsForwarded(t *testing.T) {
+	p := newProxy(t)
+	p.put("k", []byte("text"))
+	header := http.Header{
+		"X-Amz-Object-Lock-Mode":                     {"GOVERNANCE"},
+		"X-Amz-Object-Lock-Event-Hold":               {"ON"},
+		"X-Amz-Object-Lock-Event-Hold-Duration-Days": {"30"},
+	}
+	copied := header.Clone()
+	copied.Set("X-Amz-Copy-Source", p.bucket+"/k")
+	for name, r := range map[string]request{
+		"PutObject":             {method: "PUT", path: "/" + p.bucket + "/new", header: header, body: []byte("x")},
+		"CopyObject":            {method: "PUT", path: "/" + p.bucket + "/copy", header: copied},
+		"CreateMultipartUpload": {method: "POST", path: "/" + p.bucket + "/parts?uploads", header: header},
+	} {
+		t.Run(name, func(t *testing.T) {
+			taken := p.record()
+			p.send(r) // versitygw may refuse it: this bucket has no object lock
+			for _, sent := range taken() {
+				if sent.Method != r.method {
+					continue
+				}
+				for name, values := range header {
+					if sent.Header.Get(name) != values[0] {
+						t.Errorf("%s %s has %s %q", sent.Method, sent.URL, name, sent.Header.Get(name))
+					}
+				}
+				return
+			}
+			t.Error("the store was not asked")
+		})
+	}
+
+	const doc = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>" +
+		"<DefaultEventHold><Days>7</Days></DefaultEventHold></DefaultRetention></Rule></ObjectLockConfiguration>"
+	var got string
+	p.origin.set(func(r *http.Request) (*http.Response, error) {
+		body, err := io.ReadAll(r.Body)
+		got = string(body)
+		return &http.Response{
+			StatusCode: 200, Header: http.Header{"X-Amz-Request-Id": {"1"}}, Body: http.NoBody, Request: r,
+		}, err
+	}, nil)
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "?object-lock", body: []byte(doc),
+	}); a.StatusCode != 200 || got != doc {
+		t.Errorf("%d %s; the store got %s", a.StatusCode, a.body, got)
+	}
+}
+
+// A namespace for a new bucket reaches the store.
+func TestBucketNamespaceIsForwarded(t *testing.T) {
+	p := newProxy(t)
+	taken := p.record()
+	a := p.send(request{
+		method: "PUT", path: "/test-111122223333-us-east-1-an",
+		header: http.Header{"X-Amz-Bucket-Namespace": {"account-regional"}},
+	})
+	sent := taken()
+	if a.StatusCode != 200 || len(sent) != 1 || sent[0].Header.Get("X-Amz-Bucket-Namespace") != "account-regional" {
+		t.Errorf("%d %s; the store got %v", a.StatusCode, a.body, sent)
 	}
 }
 

@@ -23,13 +23,14 @@ import (
 type answer string
 
 const (
-	unsent   answer = ""        // the proxy never sends it to the store
-	nothing  answer = "nothing" // an empty body; stores may send XML instead, except for DELETE
-	written  answer = "written" // an ETag and an empty body
-	content  answer = "content" // an ETag and a body of known length
-	document answer = "xml"     // XML, whose root element stores do not agree on
-	policies answer = "json"    // a JSON object
-	allowed  answer = "allowed" // an Access-Control-Allow-Origin header
+	unsent   answer = ""         // the proxy never sends it to the store
+	anything answer = "anything" // the proxy looks for itself
+	nothing  answer = "nothing"  // an empty body; stores may send XML instead, except for DELETE
+	written  answer = "written"  // an ETag and an empty body
+	content  answer = "content"  // an ETag and a body of known length
+	document answer = "xml"      // XML, whose root element stores do not agree on
+	policies answer = "json"     // a JSON object
+	allowed  answer = "allowed"  // an Access-Control-Allow-Origin header
 )
 
 // CheckAnswer returns an error unless resp, an answer with status 2xx, is
@@ -100,7 +101,7 @@ func (a answer) mismatch(r *http.Request, resp *http.Response) (why string, err 
 	case r.Method == http.MethodHead && resp.ContentLength > 0 && a == nothing &&
 		strings.HasPrefix(h.Get("Content-Type"), "text/html"):
 		return "a page", nil
-	case a == allowed, a == content, r.Method == http.MethodHead:
+	case a == allowed, a == content, a == anything, r.Method == http.MethodHead:
 		return "", nil
 	case a == nothing && r.Method != http.MethodDelete:
 		return checkEmptyOrXML(resp)

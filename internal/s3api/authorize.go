@@ -58,7 +58,7 @@ func (c *call) authorize() error {
 				c.resource(),
 			),
 		)
-	case isCompliance(c.Header.Get(lockModeHeader)) && !c.mayLock():
+	case c.locks() && !c.mayLock():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
 	// As in S3: an unsigned link must not choose what a browser does with
 	// the object.

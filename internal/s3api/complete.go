@@ -29,6 +29,9 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := c.checkNoSSE(); err != nil {
 		return err
 	}
+	if err := c.checkCompletionConditions(); err != nil {
+		return err
+	}
 	body, err := c.readBody()
 	if err != nil {
 		return err

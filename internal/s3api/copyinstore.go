@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
@@ -23,6 +24,8 @@ import (
 //     source is overwritten all the time.
 //   - Tags at RGW, which drops them from a copy with new metadata.
 //   - A copy to a storage class from which it cannot be read at once.
+//   - A copy with a condition on the object that it overwrites, unless the
+//     store honors it. More stores honor that of PutObject.
 func (c *objectCopy) isLeftToStore() bool {
 	class := c.Header.Get("X-Amz-Storage-Class")
 	switch {
@@ -32,6 +35,8 @@ func (c *objectCopy) isLeftToStore() bool {
 		return false
 	case stored.IsRGW(c.seen.Header) && c.wantedTags() > 0, class == "GLACIER", class == "DEEP_ARCHIVE":
 		return false
+	case c.hasCondition():
+		return c.able(capability.CopyIfMatch) == capability.Yes
 	}
 	return true
 }
@@ -161,7 +166,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 
 // copySourceHeader returns x-amz-copy-source for the store.
 func copySourceHeader(src crypt.Object, version string) string {
-	source := sigv4.EscapePath("/" + src.Bucket + "/" + src.Key)
+	source := sigv4.EscapePath(pathOf(src))
 	if version != "" {
 		source += "?versionId=" + url.QueryEscape(version)
 	}

@@ -23,11 +23,13 @@ type objectCopy struct {
 	asked  stored.Request      // the source, with the client's conditions
 	choice keyring.Choice      // of the key for the copy
 	wanted *checksum.Algorithm // the checksum of the copy; nil to keep that of the source
+	moves  bool                // a rename: the copy is like the source, and is not answered
 
 	// The present attempt, from 0.
 	attempt int
-	source  stored.Request // the version that seen describes, and no other
-	seen    *stored.Seen   // what was found out about the source
+	source  stored.Request  // the version that seen describes, and no other
+	seen    *stored.Seen    // what was found out about the source
+	made    *crypt.Envelope // of the copy
 
 	flaw          *flaw // what the store made of an earlier attempt; nil for none
 	unconditional bool  // the store does not implement If-Match: see onCondition
@@ -98,6 +100,11 @@ func (s *Server) copyOnce(c *objectCopy) (err error) {
 	if err := s.checkMarker(c.call, c.seen.Stored); err != nil {
 		return err
 	}
+	if c.moves {
+		if err := s.checkMove(c); err != nil {
+			return err
+		}
+	}
 
 	c.source = c.asked
 	c.source.Header = http.Header{"If-Match": {c.seen.ETag}}
@@ -148,12 +155,6 @@ func (c *objectCopy) isOntoItself() bool {
 // that does not keep versions.
 const nullVersion = "null"
 
-// hasCondition reports whether the client has a condition on the
-// destination.
-func (c *call) hasCondition() bool {
-	return c.Header.Get("If-Match") != "" || c.Header.Get("If-None-Match") != ""
-}
-
 // onCondition sets the condition on the destination. An object must not be
 // replaced by a copy of what it was before, if the store can tell. And the
 // client's condition is already fulfilled if the object there is the flawed
@@ -194,7 +195,7 @@ func (c *objectCopy) writeError(err error) error {
 	return fmt.Errorf("%w: %w", errCopyAgain, err)
 }
 
-// checkDirectives refuses directives other than COPY and REPLACE.
+// checkDirectives refuses directives that S3 does not have.
 func (c *call) checkDirectives() error {
 	for _, name := range []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive"} {
 		if value := c.Header.Get(name); value != "" && value != "COPY" && value != "REPLACE" {
@@ -203,6 +204,9 @@ func (c *call) checkDirectives() error {
 				"Unknown "+strings.ToLower(name[len("X-Amz-"):len(name)-len("-Directive")])+" directive.",
 			)
 		}
+	}
+	if err := c.checkAnnotationDirective(); err != nil {
+		return err
 	}
 	return checkMetadata(c.Header, nil)
 }
@@ -278,15 +282,21 @@ func wantedSums(c *objectCopy, sums digests) (digests, error) {
 	return digests{c.wanted.ID: digest}, nil
 }
 
+// lockPrefix is the prefix of the headers of an object lock.
+const lockPrefix = "X-Amz-Object-Lock-"
+
 // notCopied are headers that belong to one object and not to its copies.
 var notCopied = []string{
 	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
 	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
+	"X-Amz-Object-Lock-Event-Hold", "X-Amz-Object-Lock-Event-Hold-Duration-Days",
+	"X-Amz-Object-Lock-Event-Hold-Duration-Years",
 }
 
 // copiedHeader returns the headers of the copy: the source's or the
 // request's, depending on the directives, and the envelope.
 func (c *objectCopy) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {
+	c.made = e
 	header := c.requestHeader()
 	c.onCondition(header)
 	if !c.replaces("Tagging") {
@@ -307,7 +317,7 @@ func (c *objectCopy) copiedHeader(source http.Header, e *crypt.Envelope) (http.H
 		return nil, err
 	}
 	for name, values := range carried {
-		if !slices.Contains(notCopied, name) {
+		if !slices.Contains(notCopied, name) || c.moves && !strings.HasPrefix(name, lockPrefix) {
 			header[name] = values
 		}
 	}
@@ -324,7 +334,10 @@ type copyResult struct {
 }
 
 // answerCopied sends a CopyObjectResult.
-func (c *call) answerCopied(header http.Header, r copyResult) error {
+func (c *objectCopy) answerCopied(header http.Header, r copyResult) error {
+	if c.moves {
+		return nil
+	}
 	if !c.w.begun() {
 		c.copyHeader(header)
 		delete(c.w.Header(), "ETag") // the document has it

@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
+	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
@@ -74,6 +75,9 @@ func (p *proxy) readVersions(key string) (texts []string) {
 	return texts
 }
 
+// leavesConditions leaves conditional copies to the store.
+var leavesConditions = honoring(capability.Set{capability.CopyIfMatch: capability.Yes})
+
 // If a store ignores the condition on the source, a source that is
 // overwritten meanwhile must not leave a copy that cannot be read.
 func TestCopyAtAStoreThatIgnoresTheCondition(t *testing.T) {
@@ -122,7 +126,7 @@ func TestCopyAtAStoreThatIgnoresTheCondition(t *testing.T) {
 	} {
 		for _, versions := range []bool{false, true} {
 			t.Run(name+map[bool]string{true: " in a bucket with versions"}[versions], func(t *testing.T) {
-				p := newProxy(t)
+				p := newProxy(t, leavesConditions)
 				if versions {
 					p.versioned()
 				}
@@ -258,7 +262,7 @@ func TestMendedCopyKeepsAlive(t *testing.T) {
 
 // A condition on the destination holds for the mended copy too.
 func TestMendedCopyWithACondition(t *testing.T) {
-	p := newProxy(t)
+	p := newProxy(t, leavesConditions)
 	p.put("source", []byte("old"))
 	other := p.replica()
 	var once sync.Once

@@ -16,6 +16,9 @@ const maxCopy = 5 << 30
 // resealCopy reads the source and seals it under a new data key, as a
 // single-PUT object.
 func (s *Server) resealCopy(c *objectCopy) error {
+	if err := s.checkAnnotations(c); err != nil {
+		return err
+	}
 	c.reseals = true
 	source, err := c.readSource(nil)
 	if err != nil {
@@ -125,8 +128,17 @@ func (s *Server) resealedHeader(
 		return nil, err
 	}
 	header, err := c.copiedHeader(source.Header, &envelope)
-	if err != nil || c.replaces("Tagging") {
-		return header, err
+	if err != nil {
+		return nil, err
+	}
+	header.Del(annotationDirective) // PutObject does not have it
+	if c.hasCondition() && c.flaw == nil {
+		if err := c.checkPutConditions(header); err != nil {
+			return nil, err
+		}
+	}
+	if c.replaces("Tagging") {
+		return header, nil
 	}
 	return header, s.carryTags(c, header)
 }

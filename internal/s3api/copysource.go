@@ -31,7 +31,7 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 	q := stored.Request{
 		Object:    src,
 		Version:   version,
-		Header:    copyConditions(c.Header),
+		Header:    sourceConditions(c.Header, "X-Amz-Copy-Source-"),
 		Plaintext: s.admitPlaintext(c, src),
 	}
 
@@ -82,11 +82,12 @@ func parseCopySource(text string, names keyname.Store) (src crypt.Object, versio
 	return src, version, checkVersionID(version)
 }
 
-// copyConditions turns the conditions on the source into those of a GET.
-func copyConditions(h http.Header) http.Header {
+// sourceConditions turns the conditions on the source, in headers with the
+// prefix, into those of a GET.
+func sourceConditions(h http.Header, prefix string) http.Header {
 	out := make(http.Header)
 	for _, name := range []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
-		if value := h.Get("X-Amz-Copy-Source-" + name); value != "" {
+		if value := h.Get(prefix + name); value != "" {
 			out.Set(name, value)
 		}
 	}
@@ -113,3 +114,6 @@ func sourceTooLarge(limit int64) *Error {
 func errCondition() *Error {
 	return &Error{Code: "PreconditionFailed", Message: messages["PreconditionFailed"]}
 }
+
+// pathOf returns the path of an object at the store.
+func pathOf(o crypt.Object) string { return "/" + o.Bucket + "/" + o.Key }

@@ -22,8 +22,8 @@ const (
 	sourceCustomerPrefix = "X-Amz-Copy-Source-Server-Side-Encryption-Customer-"
 )
 
-// customerNames are the three headers for the object, in lower case.
-var customerNames = setOf(customerHeaders)
+// customerNames are the headers of both, in lower case.
+var customerNames = setOf(customerHeaders, sourceCustomerHeaders)
 
 // takeCustomerKeys reads the customer keys of the request.
 func (c *call) takeCustomerKeys() (err error) {

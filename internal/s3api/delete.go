@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -20,22 +22,33 @@ import (
 // maxDeletes is S3's limit for the number of keys in DeleteObjects.
 const maxDeletes = 1000
 
-// sizeCondition is a header: delete the object only if it has this size.
-const sizeCondition = "x-amz-if-match-size"
+// sizeCondition and timeCondition are headers: delete the object only if it
+// has this size, or was modified at this time.
+const (
+	sizeCondition = "x-amz-if-match-size"
+	timeCondition = "x-amz-if-match-last-modified-time"
+)
 
 // deleteObject forwards DeleteObject. A condition on the size is about the
-// plaintext, so the proxy checks it, and sends the store a condition on the
-// ETag instead. The store then deletes exactly the object whose size was
-// checked.
+// plaintext, and few stores know one on the time. So the proxy checks them,
+// and sends the store a condition on the ETag instead. The store then deletes
+// exactly the object that was checked.
 func (s *Server) deleteObject(c *call) error {
-	said := c.Header.Get(sizeCondition)
-	if said == "" {
+	wanted, err := deletionOf(c.Header)
+	if err != nil {
+		return err
+	}
+	if wanted.isEmpty() {
+		if c.Header.Get("If-Match") == "" {
+			return s.forward(c)
+		}
+		if err := c.checkDeleteCondition(); err != nil {
+			return err
+		}
 		return s.forward(c)
 	}
-
-	size, err := strconv.ParseInt(said, 10, 64)
-	if err != nil || size < 0 {
-		return invalidArgument("The value of "+sizeCondition+" must be a size in bytes.", sizeCondition, said)
+	if err := c.checkDeleteCondition(); err != nil {
+		return err
 	}
 
 	q := stored.Request{
@@ -53,17 +66,18 @@ func (s *Server) deleteObject(c *call) error {
 	if err != nil {
 		return err
 	}
-	if o.Size != size {
+	if !wanted.isMet(o) {
 		return errCondition()
 	}
 
 	c.Header = c.Header.Clone()
 	c.Header.Set("If-Match", showETag(o.Header.Get("Etag")))
+	c.Header.Del(timeCondition)
 	return s.forward(c)
 }
 
-// deletedNothing answers a DELETE with a condition on the size of an object
-// that does not exist. As S3 says, that is a success. The store is not asked:
+// deletedNothing answers a DELETE with such a condition on an object that does
+// not exist. As S3 says, that is a success. The store is not asked:
 // it would delete what another client has written meanwhile.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObject.html
 func (s *Server) deletedNothing(c *call) error {
@@ -74,9 +88,9 @@ func (s *Server) deletedNothing(c *call) error {
 	return nil
 }
 
-// deleteObjects forwards the list of keys, with the store's ETags. Keys that
-// the client may not delete are left out. The answer has an error for each
-// of them, as in S3.
+// deleteObjects forwards the list of keys. Keys that the client may not
+// delete are left out, and those with a condition are deleted one by one. The
+// answer has the result of each of them, as in S3.
 func (s *Server) deleteObjects(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -88,15 +102,16 @@ func (s *Server) deleteObjects(c *call) error {
 		return err
 	}
 
-	denied := doc.split(func(o deletionObject) error { return s.checkDeletion(c, o) })
+	results := doc.split(func(o deletionObject) error { return s.checkDeletion(c, o) })
+	results = append(results, s.deleteOnCondition(c, doc)...)
 	if len(doc.Objects) == 0 {
-		return c.answerXML(withErrors(nil, denied))
+		return c.answerXML(doc.withResults(nil, results))
 	}
 	if body, err = doc.encode(); err != nil {
 		return err
 	}
 
-	if len(denied) == 0 {
+	if len(results) == 0 {
 		return s.forwardBody(c, body)
 	}
 	resp, err := s.sendBody(c, body)
@@ -114,7 +129,7 @@ func (s *Server) deleteObjects(c *call) error {
 	}
 
 	c.copyHeader(resp.Header)
-	return c.answerXML(withErrors(answer, denied))
+	return c.answerXML(doc.withResults(answer, results))
 }
 
 // checkDeletion returns the reason for not deleting an object of the list,
@@ -132,9 +147,9 @@ func (s *Server) checkDeletion(c *call, o deletionObject) error {
 	return nil
 }
 
-// withErrors adds the refused objects to a DeleteResult document. If the
-// document is empty, it makes a new one.
-func withErrors(doc []byte, denied []deletionRefusal) []byte {
+// withResults adds the results of single keys to the store's document, or to
+// a new one.
+func (d *deletion) withResults(doc []byte, results []deletionResult) []byte {
 	const end = "</DeleteResult>"
 	head, _, ok := bytes.Cut(doc, []byte(end))
 	if !ok { // the document is <DeleteResult/> or empty
@@ -143,14 +158,10 @@ func withErrors(doc []byte, denied []deletionRefusal) []byte {
 	var out bytes.Buffer
 	out.Write(head)
 
-	for _, o := range denied {
-		out.WriteString("<Error><Key>" + escapeXML(o.Key) + "</Key>")
-		if o.VersionID != "" {
-			out.WriteString("<VersionId>" + escapeXML(o.VersionID) + "</VersionId>")
+	for _, o := range results {
+		if o.reason != nil || d.Quiet == nil || !*d.Quiet {
+			o.write(&out)
 		}
-
-		out.WriteString("<Code>" + escapeXML(o.reason.Code) + "</Code>")
-		out.WriteString("<Message>" + escapeXML(o.reason.Message) + "</Message></Error>")
 	}
 
 	out.WriteString(end)
@@ -258,24 +269,102 @@ func (d *deletion) add(list *xmlBody) error {
 	return nil
 }
 
-// deletionRefusal is an object that is not deleted, with the reason.
-type deletionRefusal struct {
-	deletionObject
-	reason *Error
-}
-
-// split removes the objects that may not be deleted, and returns them.
-func (d *deletion) split(check func(deletionObject) error) (denied []deletionRefusal) {
+// split removes the objects that check refuses, and returns them.
+func (d *deletion) split(check func(deletionObject) error) (refused []deletionResult) {
 	allowed := d.Objects[:0]
 	for _, o := range d.Objects {
 		if err := check(o); err != nil {
-			denied = append(denied, deletionRefusal{o, asError(context.Background(), err)})
+			refused = append(refused, deletionResult{deletionObject: o, reason: asError(context.Background(), err)})
 		} else {
 			allowed = append(allowed, o)
 		}
 	}
 	d.Objects = allowed
-	return denied
+	return refused
+}
+
+// deletionResult is the result of one key.
+type deletionResult struct {
+	deletionObject
+	reason *Error // why it was not deleted; nil if it was
+	marker string // the id of the delete marker that was made or deleted; "" for none
+}
+
+func (o *deletionResult) write(out *bytes.Buffer) {
+	element := func(name, text string) {
+		if text != "" {
+			out.WriteString("<" + name + ">" + escapeXML(text) + "</" + name + ">")
+		}
+	}
+	kind := "Deleted"
+	if o.reason != nil {
+		kind = "Error"
+	}
+
+	out.WriteString("<" + kind + ">")
+	element("Key", o.Key)
+	element("VersionId", o.VersionID)
+	switch {
+	case o.reason != nil:
+		element("Code", o.reason.Code)
+		element("Message", o.reason.Message)
+	case o.marker != "":
+		element("DeleteMarker", "true")
+		element("DeleteMarkerVersionId", o.marker)
+	}
+	out.WriteString("</" + kind + ">")
+}
+
+// deleteOnCondition deletes the objects of the list that have an ETag, and
+// removes them from the list. Some stores honor the condition of DeleteObject
+// and ignore the same one in DeleteObjects.
+func (s *Server) deleteOnCondition(c *call, d *deletion) (results []deletionResult) {
+	rest := d.Objects[:0]
+	for _, o := range d.Objects {
+		if o.ETag == "" {
+			rest = append(rest, o)
+			continue
+		}
+		result := deletionResult{deletionObject: o}
+		if err := s.deleteOne(c, &result); err != nil {
+			result.reason = asError(c.Context(), err)
+		}
+		results = append(results, result)
+	}
+	d.Objects = rest
+	return results
+}
+
+// deleteOne deletes an object if it has the ETag.
+func (s *Server) deleteOne(c *call, o *deletionResult) error {
+	if err := c.checkDeleteCondition(); err != nil {
+		return err
+	}
+	query := make(url.Values)
+	if o.VersionID != "" {
+		query.Set("versionId", o.VersionID)
+	}
+	match := o.ETag
+	if match != "*" {
+		match = `"` + unquote(match) + `"`
+	}
+	header := http.Header{"If-Match": {match}}
+	for name := range strings.FieldsSeq(lockHeaders) {
+		if value := c.Header.Get(name); value != "" {
+			header.Set(name, value)
+		}
+	}
+
+	at := storeURL(pathOf(crypt.Object{Bucket: c.bucket, Key: o.Key}), query)
+	resp, err := s.send(c, c.requestAt(http.MethodDelete, at, header))
+	if err != nil {
+		return err
+	}
+	closeBody(resp)
+	if resp.Header.Get("X-Amz-Delete-Marker") == "true" {
+		o.marker = resp.Header.Get("X-Amz-Version-Id")
+	}
+	return nil
 }
 
 func (d *deletion) encode() ([]byte, error) {

@@ -35,10 +35,20 @@ func (s *Server) getBucketEncryption(c *call) error {
 		return err
 	}
 
+	allowed, err := s.Keys.AllowsCustomerKeys(c.bucket)
+	if err != nil {
+		return err
+	}
+	blocked := customerEncryption
+	if allowed {
+		blocked = noEncryption
+	}
+
 	type byDefault struct{ SSEAlgorithm, KMSMasterKeyID string }
 	type rule struct {
 		Default          byDefault `xml:"ApplyServerSideEncryptionByDefault"`
 		BucketKeyEnabled bool
+		Blocked          string `xml:"BlockedEncryptionTypes>EncryptionType"`
 	}
 
 	return c.answerDocument(struct {
@@ -46,13 +56,31 @@ func (s *Server) getBucketEncryption(c *call) error {
 		Rule    rule
 	}{
 		XMLName: rootNamed("ServerSideEncryptionConfiguration"),
-		Rule:    rule{Default: byDefault{"aws:kms", keyID}, BucketKeyEnabled: chosen.Reuse != nil},
+		Rule: rule{
+			Default: byDefault{"aws:kms", keyID}, BucketKeyEnabled: chosen.Reuse != nil, Blocked: blocked,
+		},
 	})
 }
 
-// putBucketEncryption chooses the KMS key for new objects in the bucket, if
-// bucket_defaults_file is configured. Encryption without a KMS key is
-// refused.
+// Values of EncryptionType in BlockedEncryptionTypes.
+const (
+	customerEncryption = "SSE-C"
+	noEncryption       = "NONE"
+)
+
+// encryptionRule is the only rule in a document of PutBucketEncryption.
+type encryptionRule struct {
+	Default *struct{ SSEAlgorithm, KMSMasterKeyID string } `xml:"ApplyServerSideEncryptionByDefault"`
+	Blocked *struct {
+		Types   []string         `xml:"EncryptionType"`
+		Unknown []unknownElement `xml:",any"`
+	} `xml:"BlockedEncryptionTypes"`
+	Unknown []unknownElement `xml:",any"`
+}
+
+// putBucketEncryption chooses the key of a bucket, and blocks customer keys in
+// it. The document replaces the choice of the key. A block stays until a
+// document says NONE, or the configuration is deleted.
 func (s *Server) putBucketEncryption(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -60,16 +88,13 @@ func (s *Server) putBucketEncryption(c *call) error {
 	}
 
 	var doc struct {
-		Rules []struct {
-			Default struct{ SSEAlgorithm, KMSMasterKeyID string } `xml:"ApplyServerSideEncryptionByDefault"`
-			Unknown []unknownElement                              `xml:",any"`
-		} `xml:"Rule"`
+		Rules []encryptionRule `xml:"Rule"`
 	}
 	if err := xml.Unmarshal(body, &doc); err != nil || len(doc.Rules) != 1 {
 		return malformedXML(err)
 	}
-
-	for _, e := range doc.Rules[0].Unknown {
+	rule := doc.Rules[0]
+	for _, e := range rule.Unknown {
 		// The rule's dek_reuse decides about it; GetBucketEncryption returns
 		// it.
 		if e.XMLName.Local != "BucketKeyEnabled" {
@@ -77,32 +102,86 @@ func (s *Server) putBucketEncryption(c *call) error {
 		}
 	}
 
-	wanted := doc.Rules[0].Default
-	if wanted.SSEAlgorithm != "aws:kms" {
-		return badRequest("InvalidArgument", "The proxy encrypts with KMS keys: SSEAlgorithm must be aws:kms.")
+	block, err := rule.blocking()
+	if err != nil {
+		return err
 	}
+	keyID := ""
+	switch {
+	case rule.Default == nil && block == keyring.KeepBlocking:
+		return malformedXML(nil)
+	case rule.Default == nil:
+	case rule.Default.SSEAlgorithm != "aws:kms":
+		return badRequest("InvalidArgument", "The proxy encrypts with KMS keys: SSEAlgorithm must be aws:kms.")
+	default:
+		keyID = rule.Default.KMSMasterKeyID
+	}
+
 	if err := s.findBucket(c); err != nil {
 		return err
 	}
-
-	return s.setDefault(c, wanted.KMSMasterKeyID, http.StatusOK)
+	done, err := s.checkBlocking(c, block)
+	if err != nil {
+		return err
+	}
+	if done && rule.Default == nil && !s.Keys.HasDefaults() {
+		c.w.WriteHeader(http.StatusOK) // the rules say so already
+		return nil
+	}
+	return s.setDefault(c, keyID, block, http.StatusOK)
 }
 
-// deleteBucketEncryption removes the choice, so that the proxy's rules apply
-// again.
+// blocking returns what a rule changes about customer keys.
+func (r *encryptionRule) blocking() (keyring.Blocking, error) {
+	if r.Blocked == nil {
+		return keyring.KeepBlocking, nil
+	}
+	if len(r.Blocked.Types) != 1 || len(r.Blocked.Unknown) > 0 {
+		return keyring.KeepBlocking, malformedXML(nil)
+	}
+	switch r.Blocked.Types[0] {
+	case customerEncryption:
+		return keyring.Block, nil
+	case noEncryption:
+		return keyring.Unblock, nil
+	default:
+		return keyring.KeepBlocking, invalidArgument("Unknown encryption type.", "EncryptionType", r.Blocked.Types[0])
+	}
+}
+
+// checkBlocking refuses to allow what the rules forbid, and a block that can
+// be kept nowhere. done reports whether the rules alone have the same effect.
+func (s *Server) checkBlocking(c *call, block keyring.Blocking) (done bool, err error) {
+	allowed := s.Keys.RulesAllowCustomerKeys(c.bucket)
+	switch {
+	case block == keyring.Unblock && !allowed:
+		return false, &Error{
+			Code: "AccessDenied",
+			Message: "The proxy's configuration forbids SSE-C in this bucket, and a client cannot allow it. The " +
+				"proxy's operator can, with customer_keys.",
+		}
+	case block == keyring.Block && allowed && !s.Keys.HasDefaults():
+		return false, notImplemented("Blocking SSE-C in a bucket",
+			"the proxy's configuration does it, with customer_keys or encryption.bucket_defaults_file")
+	}
+	return block != keyring.KeepBlocking, nil
+}
+
+// deleteBucketEncryption removes the choice and the block, so that the proxy's
+// rules apply again.
 func (s *Server) deleteBucketEncryption(c *call) error {
 	if err := s.findBucket(c); err != nil {
 		return err
 	}
-	return s.setDefault(c, "", http.StatusNoContent)
+	return s.setDefault(c, "", keyring.Unblock, http.StatusNoContent)
 }
 
-func (s *Server) setDefault(c *call, keyID string, status int) error {
+func (s *Server) setDefault(c *call, keyID string, block keyring.Blocking, status int) error {
 	if !s.Keys.HasDefaults() {
 		return notImplemented("Choosing a bucket's KMS key",
 			"the proxy's configuration does it, with encryption.rules or encryption.bucket_defaults_file")
 	}
-	if err := s.Keys.SetDefault(c.bucket, c.client.Name, keyID); err != nil {
+	if err := s.Keys.SetDefault(c.bucket, c.client.Name, keyID, block); err != nil {
 		return err
 	}
 	c.w.WriteHeader(status)

@@ -62,6 +62,7 @@ var statuses = map[string]int{
 	"EntityTooLarge":                      http.StatusBadRequest,
 	"EntityTooSmall":                      http.StatusBadRequest,
 	"ExpiredToken":                        http.StatusBadRequest,
+	"IdempotencyParameterMismatch":        http.StatusBadRequest,
 	"IncompleteBody":                      http.StatusBadRequest,
 	"InternalError":                       http.StatusInternalServerError,
 	"InvalidAccessKeyId":                  http.StatusForbidden,
@@ -99,6 +100,7 @@ var statuses = map[string]int{
 	"NoSuchUpload":                        http.StatusNotFound,
 	"NotFound":                            http.StatusNotFound,
 	"NotImplemented":                      http.StatusNotImplemented,
+	"OperationAborted":                    http.StatusConflict,
 	"ObjectIntegrityError":                http.StatusUnprocessableEntity,
 	"PlaintextObject":                     http.StatusForbidden,
 	"PreconditionFailed":                  http.StatusPreconditionFailed,
@@ -125,7 +127,7 @@ var storeCodes = setOf(
 	"NoSuchConfiguration NoSuchCORSConfiguration NoSuchLifecycleConfiguration",
 	"NoSuchObjectLockConfiguration NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError",
 	"NoSuchVersion NoSuchWebsiteConfiguration ObjectLockConfigurationNotFoundError",
-	"ObjectNotInActiveTierError OperationAborted OwnershipControlsNotFoundError",
+	"ObjectNotInActiveTierError OwnershipControlsNotFoundError",
 	"ReplicationConfigurationNotFoundError RestoreAlreadyInProgress TooManyBuckets",
 )
 

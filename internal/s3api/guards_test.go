@@ -81,8 +81,9 @@ func TestEveryRequestHasTheGuardsOfItsOperation(t *testing.T) {
 
 // The same for operations of several requests, that succeed.
 func TestEveryRequestOfALongOperationHasTheGuards(t *testing.T) {
-	p := newProxy(t)
+	p := newProxy(t, honoring(versitygw))
 	p.put("whole", randomText(100_000))
+	p.put("old name", randomText(100_000))
 	p.upload("parts", []int{5 << 20, 5 << 20})
 	m := p.create("target")
 	m.send(1, randomText(5<<20))
@@ -103,6 +104,15 @@ func TestEveryRequestOfALongOperationHasTheGuards(t *testing.T) {
 		}, 2},
 		{"completion", request{method: "POST", path: b + "/target?uploadId=" + m.id, body: m.document()}, 3},
 		{"completion again", request{method: "POST", path: b + "/target?uploadId=" + m.id, body: m.document()}, 2},
+		{"update of the encryption", request{method: "PUT", path: b + "/whole?encryption", body: []byte(
+			"<ObjectEncryption><SSE-KMS><KMSKeyArn>main</KMSKeyArn></SSE-KMS></ObjectEncryption>",
+		)}, 4},
+		{"rename", request{
+			method: "PUT", path: b + "/name?renameObject", header: http.Header{"X-Amz-Rename-Source": {"old%20name"}},
+		}, 6},
+		{"conditional deletes", request{method: "POST", path: b + "?delete", body: []byte(
+			"<Delete><Object><Key>k</Key><ETag>e</ETag></Object></Delete>",
+		)}, 1},
 		{"range of parts", request{
 			method: "GET", path: b + "/parts", header: http.Header{"Range": {"bytes=5242870-5242890"}},
 		}, 2},

@@ -45,7 +45,7 @@ var metadataHeaders = []string{
 
 // ownHeaders are x-amz- headers that the proxy handles itself.
 var ownHeaders = setOf(
-	sseHeaders + " " + customerHeaders + " " + copyHeaders + " " + sizeCondition +
+	sseHeaders + " " + customerHeaders + " " + copyHeaders + " " + renameHeaders + " " + sizeCondition +
 		" x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive",
 )
 

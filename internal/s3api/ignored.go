@@ -146,10 +146,9 @@ func knownHeader(name string) bool {
 // refusedHeaders are the x-amz- headers of S3 that no row has, because the
 // operation, or what the header asks for, is not supported.
 var refusedHeaders = setOf(
-	"x-amz-write-offset-bytes x-amz-rename-source x-amz-rename-source- x-amz-client-token",
+	"x-amz-write-offset-bytes",
 	"x-amz-create-session-mode x-amz-s3session-token x-amz-request-route x-amz-request-token x-amz-fwd-",
-	"x-amz-object-annotation-directive x-amz-object-if-match x-amz-bucket-namespace",
-	"x-amz-object-lock-event-hold x-amz-object-lock-event-hold-",
+	"x-amz-object-if-match",
 )
 
 // dropParameters removes the query parameters that have no effect.

@@ -94,7 +94,7 @@ func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
 	}
 
 	for _, name := range row.matchHeader {
-		if len(r.Header.Values(name)) == 0 {
+		if len(r.Header.Values(name)) == 0 && !isHoisted(r.URL.RawQuery, name) {
 			return false
 		}
 	}
@@ -113,6 +113,21 @@ func hasParameter(query, match string) bool {
 	for parameter := range strings.SplitSeq(query, "&") {
 		name, _, _ := strings.Cut(parameter, "=")
 		if parameter == match || name == match {
+			return true
+		}
+	}
+	return false
+}
+
+// isHoisted reports whether a presigned URL has a header in its encoded query,
+// as the JavaScript SDK makes it; see takeHoisted. If the request turns out to
+// be signed in another way, checkNames refuses the parameter.
+func isHoisted(query, header string) bool {
+	if !hasParameter(query, "X-Amz-Signature") {
+		return false
+	}
+	for parameter := range strings.SplitSeq(query, "&") {
+		if name, _, _ := strings.Cut(parameter, "="); strings.EqualFold(name, header) {
 			return true
 		}
 	}

@@ -327,7 +327,7 @@ func TestMetadataRefusals(t *testing.T) {
 		{"X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", "main", "InvalidArgument"},
 		{"X-Amz-Server-Side-Encryption-Customer-Algorithm", "AES256", "InvalidArgument"},
 		{"X-Amz-Object-Lock-Mode", "GOVERNANCE", "InvalidArgument"}, // the store requires a date with it
-		{"X-Amz-Object-Lock-Event-Hold", "ON", "NotImplemented"},
+		{"X-Amz-Rename-Source", "a", "NotImplemented"},
 		{"X-Amz-Write-Offset-Bytes", "3", "NotImplemented"},
 		{"X-Amz-Acl", "public-read", "NotImplemented"},
 		{"X-Amz-Never-Heard-Of", "3", "NotImplemented"},

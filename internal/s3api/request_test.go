@@ -276,12 +276,10 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "GET", path: b + "?location&=x"}, // a parameter without a name
 		{method: "PATCH", path: b + "/k"},
 		{method: "POST", path: b + "/k"},
-		{method: "PUT", path: b + "/k?renameObject"},
 		{method: "POST", path: "/WriteGetObjectResponse"},
 		{method: "GET", path: b + "?session"},
 		{method: "GET", path: "/?x-id=ListDirectoryBuckets"},
 		{method: "PUT", path: b + "/k?annotation&annotationName=a", body: []byte("in clear")},
-		{method: "PUT", path: b + "/k?encryption", body: []byte("<ObjectEncryption/>")},
 		{method: "POST", path: b + "?metadataConfiguration", body: []byte("<MetadataConfiguration/>")},
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Write-Offset-Bytes": {"1"}}, body: []byte("more")},
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Acl": {"public-read"}}, body: []byte("more")},

@@ -215,7 +215,10 @@ func FuzzCompletion(f *testing.F) {
 // empty, they are sent alone.
 func TestErrorsOfDeleteObjects(t *testing.T) {
 	no := &Error{Code: "AccessDenied", Message: "Access Denied"}
-	denied := []deletionRefusal{{deletionObject{Key: "a&b"}, no}, {deletionObject{Key: "c", VersionID: "v"}, no}}
+	denied := []deletionResult{
+		{deletionObject: deletionObject{Key: "a&b"}, reason: no},
+		{deletionObject: deletionObject{Key: "c", VersionID: "v"}, reason: no},
+	}
 	const errors = "<Error><Key>a&amp;b</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" +
 		"<Error><Key>c</Key><VersionId>v</VersionId><Code>AccessDenied</Code><Message>Access Denied</Message></Error></DeleteResult>"
 
@@ -225,7 +228,7 @@ func TestErrorsOfDeleteObjects(t *testing.T) {
 		"<DeleteResult/>": alone, `<?xml version="1.0"?><DeleteResult xmlns="x" />`: alone, "": alone,
 	} {
 		t.Run(said, func(t *testing.T) {
-			if got := string(withErrors([]byte(said), denied)); got != want {
+			if got := string(new(deletion).withResults([]byte(said), denied)); got != want {
 				t.Errorf("%s", got)
 			}
 		})

@@ -94,7 +94,9 @@ const (
 		" x-amz-server-side-encryption-context x-amz-server-side-encryption-bucket-key-enabled"
 	putHeaders = sseHeaders + " " + customerHeaders +
 		" x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl" + holdHeaders
-	holdHeaders = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
+	holdHeaders      = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
+	eventHoldHeaders = " x-amz-object-lock-event-hold x-amz-object-lock-event-hold-duration-days" +
+		" x-amz-object-lock-event-hold-duration-years"
 	readHeaders = customerHeaders + " x-amz-checksum-mode"
 	overrides   = "response-cache-control response-content-disposition response-content-encoding" +
 		" response-content-language response-content-type response-expires"
@@ -200,12 +202,12 @@ var operations = []operation{
 	{"DeleteObjects", "POST", bucket, "delete", rewrite, access.Delete, eachKey, maxXML, "", lockHeaders, usual, "DeleteResult", (*Server).deleteObjects},
 	{"ListObjects", "GET", bucket, "", rewrite, access.List, byPrefix, 0, listQuery + " marker", listHeaders, usual, "ListBucketResult", (*Server).listObjects},
 	{"HeadBucket", "HEAD", bucket, "", forward, access.List, anyKey, 0, "", "", usual, nothing, (*Server).forward},
-	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, byBucket, maxConfig, "", "x-amz-acl x-amz-object-ownership x-amz-bucket-object-lock-enabled", usual, nothing, (*Server).createBucket},
+	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, byBucket, maxConfig, "", "x-amz-acl x-amz-object-ownership x-amz-bucket-object-lock-enabled x-amz-bucket-namespace", usual, nothing, (*Server).createBucket},
 	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
 	{"PostObject", "POST", bucket, "", seal, access.Write, byKey, maxObject, "", putHeaders, signedByForm, unsent, (*Server).postObject},
 
 	// op, method, path, match, policy, action, scope, body, query, headers, flags, answer, serve
-	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, byKey, 0, "", putHeaders + " x-amz-metadata-directive", sumsOfObject, "InitiateMultipartUploadResult", (*Server).createMultipartUpload}, // of s3fs, and ignored by S3
+	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, byKey, 0, "", putHeaders + eventHoldHeaders + " x-amz-metadata-directive", sumsOfObject, "InitiateMultipartUploadResult", (*Server).createMultipartUpload}, // of s3fs, and ignored by S3
 	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, byKey, maxList, "", sseHeaders + " " + customerHeaders + " x-amz-mp-object-size", sumsOfObject, "CompleteMultipartUploadResult", (*Server).completeMultipartUpload},
 	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, byKey, 0, "partNumber", copyHeaders + " " + sseHeaders + " " + customerHeaders, readsSource, unsent, (*Server).uploadPartCopy},
 	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, byKey, crypt.MaxPartSize, "partNumber", sseHeaders + " " + customerHeaders, usual, written, (*Server).uploadPart},
@@ -216,10 +218,10 @@ var operations = []operation{
 	{"GetObjectAcl", "GET", object, "acl", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
 	{"PutObjectAcl", "PUT", object, "acl", forward, access.Write, byKey, maxConfig, "versionId", "x-amz-acl " + grantPrefix, checksACL, nothing, (*Server).putACL},
 	{"GetObjectAnnotation", "GET", object, "annotation annotationName", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
-	{"ListObjectAnnotations", "GET", object, "annotation", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
+	{"ListObjectAnnotations", "GET", object, "annotation", refuse, access.Read, byKey, 0, "", "", usual, anything, nil}, // see checkAnnotations
 	{"PutObjectAnnotation", "PUT", object, "annotation", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
 	{"DeleteObjectAnnotation", "DELETE", object, "annotation", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
-	{"UpdateObjectEncryption", "PUT", object, "encryption", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
+	{"UpdateObjectEncryption", "PUT", object, "encryption", rewrite, access.Write, byKey, maxConfig, "versionId", "", readsSource, unsent, (*Server).updateObjectEncryption},
 	{"GetObjectLegalHold", "GET", object, "legal-hold", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
 	{"PutObjectLegalHold", "PUT", object, "legal-hold", forward, access.Admin, byKey, maxConfig, "versionId", "", usual, nothing, (*Server).forward},
 	{"GetObjectRetention", "GET", object, "retention", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
@@ -228,11 +230,11 @@ var operations = []operation{
 	{"PutObjectTagging", "PUT", object, "tagging", forward, access.Write, byKey, maxTags, "versionId", "", usual, nothing, (*Server).forward},
 	{"DeleteObjectTagging", "DELETE", object, "tagging", forward, access.Write, byKey, 0, "versionId", "", usual, nothing, (*Server).forward},
 	{"GetObjectTorrent", "GET", object, "torrent", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
-	{"RenameObject", "PUT", object, "renameObject", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
+	{"RenameObject", "PUT", object, "renameObject", rewrite, access.Write, byKey, 0, "", renameHeaders, readsSource, unsent, (*Server).renameObject},
 	{"RestoreObject", "POST", object, "restore", forward, access.Write, byKey, maxConfig, "versionId", "", usual, nothing, (*Server).restoreObject},
 	{"SelectObjectContent", "POST", object, "select", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
-	{"CopyObject", "PUT", object, "header:x-amz-copy-source", seal, access.Write, byKey, 0, "", putHeaders + " " + copyHeaders + " x-amz-metadata-directive x-amz-tagging-directive", readsSource, "CopyObjectResult", (*Server).copyObject},
-	{"PutObject", "PUT", object, "", seal, access.Write, byKey, maxObject, "", putHeaders, usual, written, (*Server).putObject},
+	{"CopyObject", "PUT", object, "header:x-amz-copy-source", seal, access.Write, byKey, 0, "", putHeaders + eventHoldHeaders + " " + copyHeaders + " x-amz-metadata-directive x-amz-tagging-directive " + annotationDirective, readsSource, "CopyObjectResult", (*Server).copyObject},
+	{"PutObject", "PUT", object, "", seal, access.Write, byKey, maxObject, "", putHeaders + eventHoldHeaders, usual, written, (*Server).putObject},
 	{"GetObject", "GET", object, "", open, access.Read, byKey, 0, "versionId partNumber " + overrides, readHeaders, usual, content, (*Server).getObject},
 	{"HeadObject", "HEAD", object, "", open, access.Read, byKey, 0, "versionId partNumber " + overrides, readHeaders, usual, content, (*Server).headObject},
 	{"DeleteObject", "DELETE", object, "", forward, access.Delete, byKey, 0, "versionId", lockHeaders + " x-amz-if-match-last-modified-time " + sizeCondition, usual, nothing, (*Server).deleteObject},

@@ -15,36 +15,25 @@ import (
 // operation does not take, with the reason. A request with one is refused.
 var untaken = map[string]map[string]string{
 	"PutObject": {
-		"x-amz-write-offset-bytes":                    "the end of an object is authenticated",
-		"x-amz-grant-full-control":                    aclNote,
-		"x-amz-grant-read":                            aclNote,
-		"x-amz-grant-read-acp":                        aclNote,
-		"x-amz-grant-write-acp":                       aclNote,
-		"x-amz-object-lock-event-hold":                untried,
-		"x-amz-object-lock-event-hold-duration-days":  untried,
-		"x-amz-object-lock-event-hold-duration-years": untried,
+		"x-amz-write-offset-bytes": "the end of an object is authenticated",
+		"x-amz-grant-full-control": aclNote,
+		"x-amz-grant-read":         aclNote,
+		"x-amz-grant-read-acp":     aclNote,
+		"x-amz-grant-write-acp":    aclNote,
 	},
 	"CopyObject": {
-		"x-amz-grant-full-control":                    aclNote,
-		"x-amz-grant-read":                            aclNote,
-		"x-amz-grant-read-acp":                        aclNote,
-		"x-amz-grant-write-acp":                       aclNote,
-		"x-amz-object-annotation-directive":           annotations,
-		"x-amz-object-lock-event-hold":                untried,
-		"x-amz-object-lock-event-hold-duration-days":  untried,
-		"x-amz-object-lock-event-hold-duration-years": untried,
+		"x-amz-grant-full-control": aclNote,
+		"x-amz-grant-read":         aclNote,
+		"x-amz-grant-read-acp":     aclNote,
+		"x-amz-grant-write-acp":    aclNote,
 	},
 	"CreateMultipartUpload": {
-		"x-amz-grant-full-control":                    aclNote,
-		"x-amz-grant-read":                            aclNote,
-		"x-amz-grant-read-acp":                        aclNote,
-		"x-amz-grant-write-acp":                       aclNote,
-		"x-amz-object-lock-event-hold":                untried,
-		"x-amz-object-lock-event-hold-duration-days":  untried,
-		"x-amz-object-lock-event-hold-duration-years": untried,
+		"x-amz-grant-full-control": aclNote,
+		"x-amz-grant-read":         aclNote,
+		"x-amz-grant-read-acp":     aclNote,
+		"x-amz-grant-write-acp":    aclNote,
 	},
 	"CreateBucket": {
-		"x-amz-bucket-namespace":   untried,
 		"x-amz-grant-full-control": aclNote,
 		"x-amz-grant-read":         aclNote,
 		"x-amz-grant-read-acp":     aclNote,
@@ -52,9 +41,6 @@ var untaken = map[string]map[string]string{
 		"x-amz-grant-write-acp":    aclNote,
 	},
 }
-
-// untried is the reason for names that no store has yet.
-const untried = "no store was tried with it"
 
 // sdkBinding is what the AWS SDK sends for an operation.
 type sdkBinding struct {

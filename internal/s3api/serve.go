@@ -60,6 +60,7 @@ type Server struct {
 	matcher matcher
 	layouts *stored.Cache // layouts of stored objects, shared by all calls
 	uploads *uploadKeys
+	renames renames
 
 	fast, slow, unsigned *pool
 	trusted              trust         // the proxy's credentials at the store
@@ -77,6 +78,7 @@ func New(cfg Config) *Server {
 		matcher: newMatcher(),
 		layouts: stored.NewCache(),
 		uploads: newUploadKeys(),
+		renames: newRenames(),
 
 		formBuffers: make(chan struct{}, formBufferCount),
 		check:       CheckAnswer,

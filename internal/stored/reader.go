@@ -18,6 +18,7 @@
 //	cache.go         the cache of layouts
 //	copyheader.go    the headers of a copy, and aws-chunked in them
 //	tags.go          the tags of an object
+//	checked.go       bodies that are verified before they are stored again
 //	partchecksum.go  the store's checksum of a part
 //
 // There is no example: it needs a store. The tests show its use.

@@ -53,7 +53,7 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 		return err
 	}
 
-	checked, err := inplace.CheckBody(ctx, sealer, w.size, w.header, key.Proof)
+	checked, err := stored.CheckBody(ctx, sealer, w.size, w.header, key.Proof)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@
 //	config.go   Config: the store, the keys, and options
 //	inplace.go  requests to the store, and when they are repeated
 //	tags.go     copying an object's tags
-//	checked.go  bodies that are verified before they are sent
 //	upload.go   multipart uploads
 //	send.go     sending requests, and recognizing answers that are not the store's
 //

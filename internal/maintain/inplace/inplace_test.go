@@ -134,7 +134,7 @@ func TestAlteredOnTheWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			altered := row.change(bytes.Clone(body))
-			checked, err := inplace.CheckBody(
+			checked, err := stored.CheckBody(
 				t.Context(),
 				bytes.NewReader(altered),
 				int64(len(text)),
@@ -166,7 +166,7 @@ func TestSeenKeepsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	checked, err := inplace.CheckBody(t.Context(), sealer, 8, sealer.Header(), key.Proof)
+	checked, err := stored.CheckBody(t.Context(), sealer, 8, sealer.Header(), key.Proof)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,7 +83,7 @@ func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 
 // Seal encrypts a part and sends it. Each byte is decrypted again before it
 // is sent, with the data key that the KMS has unwrapped. seen, if not nil,
-// is Checked.Seen.
+// is stored.Checked.Seen.
 func (u *Upload) Seal(
 	ctx context.Context,
 	part crypt.Part,
@@ -118,7 +118,7 @@ func (u *Upload) sealPart(
 	}
 	defer func() { _ = sealer.Close() }() // it only returns a buffer
 
-	body, err := CheckPart(ctx, sealer, u.obj, key.Proof)
+	body, err := stored.CheckPart(ctx, sealer, u.obj, key.Proof)
 	if err != nil {
 		return err
 	}

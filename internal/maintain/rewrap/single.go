@@ -151,7 +151,7 @@ func (m *Mover) put(
 	if resp.Header.Get("Etag") != seen.ETag || resp.ContentLength != seen.Stored {
 		return inplace.ErrChanged
 	}
-	body, err := inplace.CheckBody(ctx, resp.Body, seen.Envelope.Size, seen.Envelope.Header, dek)
+	body, err := stored.CheckBody(ctx, resp.Body, seen.Envelope.Size, seen.Envelope.Header, dek)
 	if err != nil {
 		return err
 	}

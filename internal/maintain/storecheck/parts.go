@@ -77,6 +77,27 @@ func (p *Probe) findCompletion(ctx context.Context, set *capability.Set) error {
 		}
 	}
 	set[capability.CompleteIfMatch] = capability.AnswerOf(honored)
+	return p.findCompletionOnce(ctx, set, key)
+}
+
+// findCompletionOnce tests If-None-Match of CompleteMultipartUpload, with
+// which an object is stored only once. There is an object under key.
+func (p *Probe) findCompletionOnce(ctx context.Context, set *capability.Set, key string) error {
+	only := http.Header{"If-None-Match": {"*"}}
+	sent, err := p.sendUpload(ctx, key, *set)
+	if err != nil {
+		return err
+	}
+	honored, err := p.refuses(ctx, sent.completing(only.Clone()))
+	if err == nil && honored {
+		if sent, err = p.sendUpload(ctx, key+"-new", *set); err == nil {
+			honored, err = p.accepts(ctx, sent.completing(only.Clone()))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("If-None-Match of CompleteMultipartUpload: %w", err)
+	}
+	set[capability.CompleteIfNoneMatch] = capability.AnswerOf(honored)
 	return nil
 }
 

@@ -212,6 +212,18 @@ func TestCapabilities(t *testing.T) {
 		"ignores If-Match of CompleteMultipartUpload": {
 			without(http.MethodPost, "If-Match"), capability.Set{capability.CompleteIfMatch: capability.No},
 		},
+		"ignores If-None-Match of CompleteMultipartUpload": {
+			without(http.MethodPost, "If-None-Match"), capability.Set{capability.CompleteIfNoneMatch: capability.No},
+		},
+		"refuses every If-None-Match of CompleteMultipartUpload": {
+			func(r *http.Request, next http.RoundTripper, _ bool) (*http.Response, error) {
+				if r.Method == http.MethodPost && r.Header.Get("If-None-Match") != "" {
+					return answer(r, http.StatusPreconditionFailed, refusal("PreconditionFailed"))
+				}
+				return next.RoundTrip(r)
+			},
+			capability.Set{capability.CompleteIfNoneMatch: capability.No},
+		},
 		"other ETags": {
 			func(r *http.Request, next http.RoundTripper, _ bool) (*http.Response, error) {
 				resp, err := next.RoundTrip(r)

@@ -1,4 +1,4 @@
-package inplace
+package stored
 
 import (
 	"bytes"
@@ -7,7 +7,6 @@ import (
 	"io"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // Checked is a body for the store that verifies itself. It returns stored
@@ -21,7 +20,7 @@ type Checked struct {
 	Err error
 
 	ctx    context.Context //nolint:containedctx // of the one request that reads it
-	lease  stored.Lease
+	lease  Lease
 	opener *crypt.Opener
 	next   func() ([]byte, error)
 	passed bytes.Buffer // verified bytes
@@ -29,7 +28,7 @@ type Checked struct {
 
 // CheckBody checks the body of a single-PUT object with size bytes of
 // plaintext.
-func CheckBody(ctx context.Context, src io.Reader, size int64, h crypt.Header, lease stored.Lease) (*Checked, error) {
+func CheckBody(ctx context.Context, src io.Reader, size int64, h crypt.Header, lease Lease) (*Checked, error) {
 	c := &Checked{ctx: ctx, lease: lease}
 	opener, err := crypt.NewOpener(io.TeeReader(src, &c.passed), crypt.Whole(size), lease.DEK(), h)
 	if err != nil {
@@ -40,7 +39,7 @@ func CheckBody(ctx context.Context, src io.Reader, size int64, h crypt.Header, l
 }
 
 // CheckPart checks a part without a record.
-func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease stored.Lease) (*Checked, error) {
+func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease Lease) (*Checked, error) {
 	c := &Checked{ctx: ctx, lease: lease}
 	src = io.TeeReader(src, &c.passed)
 	prefix := make([]byte, crypt.PartPrefixSize)
