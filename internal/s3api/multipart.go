@@ -124,9 +124,7 @@ func (s *Server) uploadPart(c *call) error {
 	if err := created.checkPart(c.checks); err != nil {
 		return err
 	}
-	if created.algorithm != nil && c.checks.algorithm == nil {
-		c.payload = c.checks.computing(created.algorithm, c.payload)
-	}
+	c.payload = c.checks.computing(created, c.payload)
 
 	resp, err := s.sealPart(c, c.auth.DecodedLength())
 	if err != nil {
@@ -217,7 +215,7 @@ func (s *Server) listParts(c *call) error {
 			}
 
 			sum, ok := s.uploads.partSum(c.upload.stored, p.etag)
-			if !ok || sum.algorithm != created.algorithm {
+			if !ok || sum.implied || sum.algorithm != created.algorithm {
 				return showPart(p, entry)
 			}
 			return appendTo(showPart(p, entry), "Part", checksumXML(sum.algorithm, checksum.Encode([]byte(sum.digest))))

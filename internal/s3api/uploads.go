@@ -62,7 +62,8 @@ func newUploadKeys() *uploadKeys {
 // different one. Other replicas cannot do that.
 func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
 	if sums.digest != nil {
-		u.sums.Add(upload+" "+unquote(etag), objectSum{algorithm: sums.algorithm, digest: string(sums.digest)})
+		sum := objectSum{algorithm: sums.algorithm, digest: string(sums.digest), implied: sums.implied}
+		u.sums.Add(upload+" "+unquote(etag), sum)
 	}
 }
 
@@ -117,7 +118,7 @@ func (u *uploadKeys) listed(id uploadID) []byte {
 	switch {
 	case !ok || !entry.created:
 		return nil
-	case entry.sum.algorithm == nil: // S3's word
+	case entry.sum.implied: // S3's word
 		return []byte("<ChecksumAlgorithm>null</ChecksumAlgorithm><ChecksumType>null</ChecksumType>")
 	default:
 		return entry.sum.listed()
