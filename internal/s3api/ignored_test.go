@@ -168,8 +168,8 @@ func TestKnownNamesAreNotIgnored(t *testing.T) {
 	}{
 		{"GET", "/k?torrent", nil, "NotImplemented"},
 		{"GET", "/k?policy", nil, "NotImplemented"},
-		{"GET", "/k?uploads", nil, "NotImplemented"},
-		{"GET", "/k?versions", nil, "NotImplemented"},
+		{"GET", "/k?uploads", nil, "InvalidRequest"},
+		{"GET", "/k?versions", nil, "InvalidRequest"},
 		{"GET", "/k?list-type=2", nil, "NotImplemented"},
 		{"GET", "/k?select&select-type=2", nil, "NotImplemented"},
 		{"GET", "/k?renameObject", nil, "NotImplemented"},
@@ -195,7 +195,7 @@ func TestKnownNamesAreNotIgnored(t *testing.T) {
 		{"DELETE", "/k", unheard, "NotImplemented"},
 		{"GET", "/k", http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}}, "NotImplemented"},
 		{"GET", "/k", http.Header{"X-Amz-Write-Offset-Bytes": {"1"}}, "NotImplemented"},
-		{"GET", "/k", http.Header{"X-Amz-Copy-Source": {"a/b"}}, "NotImplemented"},
+		{"GET", "/k", http.Header{"X-Amz-Copy-Source": {"a/b"}}, "InvalidArgument"},
 		{"GET", "/k", http.Header{"X-Amz-Checksum-Unheard-Of": {"a"}}, "InvalidRequest"},
 		{
 			"GET", "/k?tagging", http.Header{"X-Amz-Server-Side-Encryption-Customer-Key": {"a"}}, "NotImplemented",

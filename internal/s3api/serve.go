@@ -165,6 +165,9 @@ func (s *Server) handle(c *call) error {
 		return row.serve(s, c)
 	}
 
+	if err := c.checkPlace(); err != nil {
+		return err
+	}
 	if err := s.admit(c); err != nil {
 		return err
 	}
