@@ -96,9 +96,10 @@ func (c *call) hasParameters() bool {
 }
 
 func (c *call) methodNotAllowed(resource string, allowed ...string) *Error {
-	c.w.Header().Set("Allow", strings.Join(allowed, ", "))
 	return &Error{
-		Code: "MethodNotAllowed", Message: messages["MethodNotAllowed"],
+		Code:    "MethodNotAllowed",
+		Message: messages["MethodNotAllowed"],
 		Details: [][2]string{{"Method", c.Method}, {"ResourceType", resource}},
+		Header:  http.Header{"Allow": {strings.Join(allowed, ", ")}},
 	}
 }
