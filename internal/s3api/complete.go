@@ -66,11 +66,15 @@ func (s *Server) completeMultipartUpload(c *call) error {
 		return err
 	}
 
+	known := s.uploads.partSum
+	if created.implied && !list.hasSums() {
+		known = s.uploads.impliedSum
+	}
 	sum, err := list.checksum(
 		said,
 		layout,
 		created,
-		func(etag string) (objectSum, bool) { return s.uploads.partSum(c.upload.stored, etag) },
+		func(etag string) (objectSum, bool) { return known(c.upload.stored, etag) },
 	)
 	if err != nil {
 		return err

@@ -209,6 +209,24 @@ func TestDefaultChecksumOfAnUpload(t *testing.T) {
 	}
 }
 
+// Clients that send checksums of the parts need not have asked for one of the
+// object, nor repeat them in the completion: the Go SDK does neither.
+func TestDefaultChecksumBesideThoseOfParts(t *testing.T) {
+	p := newProxy(t)
+	m := p.create("k")
+	for number, algorithm := range map[int32]types.ChecksumAlgorithm{
+		1: types.ChecksumAlgorithmCrc32, 2: types.ChecksumAlgorithmSha256, 3: types.ChecksumAlgorithmCrc64nvme,
+	} {
+		m.send(number, randomText(5*mib), func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = algorithm })
+	}
+
+	a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: m.document()})
+	if want := "<ChecksumCRC64NVME>" + sumOf("CRC64NVME", m.text()) + "<"; !bytes.Contains(a.body, []byte(want)) {
+		t.Errorf("%d %s, want %s", a.StatusCode, a.body, want)
+	}
+	wantDefault(t, p.send(request{method: "HEAD", path: "/" + p.bucket + "/k", header: withMode}).Header, m.text())
+}
+
 // The client's checksums take precedence, and a checksum that cannot be
 // verified is refused.
 func TestClaimsOnAnUploadWithoutAlgorithm(t *testing.T) {

@@ -125,6 +125,10 @@ func (s *Server) uploadPart(c *call) error {
 		return err
 	}
 	c.payload = c.checks.computing(created, c.payload)
+	implied := &checksums{}
+	if created.implied && !c.checks.implied { // the object's does not follow from the client's
+		c.payload = implied.computing(created, c.payload)
+	}
 
 	resp, err := s.sealPart(c, c.auth.DecodedLength())
 	if err != nil {
@@ -132,6 +136,7 @@ func (s *Server) uploadPart(c *call) error {
 	}
 	defer closeBody(resp)
 	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), c.checks)
+	s.uploads.keepSum(c.upload.stored+impliedMark, resp.Header.Get("Etag"), implied)
 	c.checks.partHeader(c.w.Header())
 
 	c.w.WriteHeader(http.StatusOK)

@@ -67,10 +67,22 @@ func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
 	}
 }
 
+// impliedMark follows the upload id for the default checksum of a part that has
+// one of the client's too.
+const impliedMark = " default"
+
 // partSum returns the checksum of a part, if it is known: the client sent
 // it, or the proxy computed it.
 func (u *uploadKeys) partSum(upload, etag string) (objectSum, bool) {
 	return u.sums.Get(upload + " " + etag)
+}
+
+// impliedSum returns the default checksum of a part, if it is known.
+func (u *uploadKeys) impliedSum(upload, etag string) (objectSum, bool) {
+	if sum, ok := u.partSum(upload, etag); ok && sum.algorithm == defaultAlgorithm {
+		return sum, true
+	}
+	return u.partSum(upload+impliedMark, etag)
 }
 
 func (c *call) uploadID() uploadID {
