@@ -92,7 +92,8 @@ func TestConformanceListed(t *testing.T) {
 	}
 	e := readExpected(t)
 	for name, reason := range e.reasons {
-		if !listed[name] || !strings.Contains(section, "**"+reason+"**") || reason == unexplained {
+		if !listed[name] || !strings.Contains(section, "**"+reason+"** ([S3]("+e.pages[reason]+")") ||
+			reason == unexplained || e.pages[reason] == "" {
 			t.Errorf("%s: %s: not so in %s; make conformance with E2E_UPDATE=1 writes it", name, reason, compatibility)
 		}
 	}
@@ -340,15 +341,16 @@ func runSuiteCommand(t *testing.T, e endpoint, args ...string) (string, error) {
 	return colors.ReplaceAllString(string(out), ""), errors.Join(err, ctx.Err())
 }
 
-// expectations are the contents of conformance.txt: the reasons in order,
-// and the reason of each case.
+// expectations are the contents of conformance.txt: the reasons in order, the
+// page that documents each, and the reason of each case.
 type expectations struct {
 	order   []string
+	pages   map[string]string
 	reasons map[string]string
 }
 
-// readExpected reads conformance.txt. A line "# reason" is followed by the
-// cases that it explains.
+// readExpected reads conformance.txt. A line "# reason" is followed by "## "
+// and a page that documents it, and by the cases that it explains.
 func readExpected(t *testing.T) expectations {
 	t.Helper()
 	text, err := os.ReadFile(suiteExpected)
@@ -356,16 +358,19 @@ func readExpected(t *testing.T) expectations {
 		t.Fatal(err)
 	}
 
-	e := expectations{reasons: make(map[string]string)}
+	e := expectations{pages: make(map[string]string), reasons: make(map[string]string)}
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSpace(line)
 		reason, isReason := strings.CutPrefix(line, "# ")
+		page, isPage := strings.CutPrefix(line, "## ")
 		switch {
 		case line == "":
 		case isReason:
 			e.order = append(e.order, reason)
 		case len(e.order) == 0:
 			t.Fatalf("%s: %s has no reason", suiteExpected, line)
+		case isPage:
+			e.pages[e.order[len(e.order)-1]] = page
 		case e.reasons[line] != "":
 			t.Errorf("%s: %s is there twice", suiteExpected, line)
 		default:
@@ -388,7 +393,11 @@ func (e *expectations) write(t *testing.T) {
 	for _, reason := range e.order {
 		names := slices.DeleteFunc(slices.Sorted(maps.Keys(e.reasons)), func(name string) bool { return e.reasons[name] != reason })
 		if len(names) > 0 {
-			fmt.Fprintf(&b, "# %s\n%s\n\n", reason, strings.Join(names, "\n"))
+			fmt.Fprintf(&b, "# %s\n", reason)
+			if page := e.pages[reason]; page != "" {
+				fmt.Fprintf(&b, "## %s\n", page)
+			}
+			fmt.Fprintf(&b, "%s\n\n", strings.Join(names, "\n"))
 		}
 	}
 	if err := os.WriteFile(suiteExpected, []byte(strings.TrimSuffix(b.String(), "\n")), 0o600); err != nil {
@@ -424,7 +433,7 @@ func conformanceSection(verdicts map[string]verdict, e expectations) string {
 	b.WriteString(" The others, and why:\n")
 	for _, reason := range e.order {
 		if names := byReason[reason]; len(names) > 0 {
-			fmt.Fprintf(&b, "\n- **%s** (%d): %s\n", reason, len(names), strings.Join(names, ", "))
+			fmt.Fprintf(&b, "\n- **%s** ([S3](%s), %d): %s\n", reason, e.pages[reason], len(names), strings.Join(names, ", "))
 		}
 	}
 	return b.String()

@@ -190,17 +190,17 @@ func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	var hashes hashWiper
 	defer hashes.wipe()
 
-	prk, err := hkdf.Extract(hashes.new, dek, salt)
+	newHash := hashes.new
+	prk, err := hkdf.Extract(newHash, dek, salt)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
 	defer clear(prk)
 
-	expand := hmac.New(hashes.new, prk)
+	expand := hmac.New(newHash, prk)
 	defer Wipe(expand)
 
-	expand.Write([]byte(info))
-	expand.Write([]byte{1})
+	expand.Write(append([]byte(info), 1))
 	return expand.Sum(make([]byte, 0, DEKSize)), nil
 }
 

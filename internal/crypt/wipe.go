@@ -22,8 +22,8 @@ func Wipe(keyed any) {
 	}
 
 	v = v.Elem()
-	for _, f := range v.Fields() {
-		if f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Uint8 {
+	for i := range v.NumField() { //nolint:modernize // v.Fields allocates
+		if f := v.Field(i); f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Uint8 {
 			clear(f.Bytes())
 		}
 	}
@@ -35,20 +35,28 @@ func Wipe(keyed any) {
 
 // hashWiper creates hashes and later overwrites their buffers. SHA-256
 // keeps the last bytes of its input, and HKDF's input is the data key.
-type hashWiper []hash.Hash
+type hashWiper struct {
+	hashes []hash.Hash
+	array  [8]hash.Hash // of the usual number of hashes: one allocation for all
+}
 
 // new is a constructor of the type that HMAC and HKDF take.
 func (s *hashWiper) new() hash.Hash {
+	if s.hashes == nil {
+		s.hashes = s.array[:0]
+	}
 	h := sha256.New()
-	*s = append(*s, h)
+	s.hashes = append(s.hashes, h)
 	return h
 }
+
+// zeros are one byte less than a block: a block would be hashed, and not kept.
+var zeros [sha256.BlockSize - 1]byte
 
 // wipe overwrites the buffers of the hashes, which must not be used
 // afterwards.
 func (s *hashWiper) wipe() {
-	var zeros [sha256.BlockSize - 1]byte // one byte more would be hashed instead of kept
-	for _, h := range *s {
+	for _, h := range s.hashes {
 		h.Reset()
 		h.Write(zeros[:])
 	}

@@ -345,7 +345,7 @@ func TestAnonymous(t *testing.T) {
 		{
 			"PUT", b + "/inbox/k",
 			http.Header{"X-Amz-Content-Sha256": {"STREAMING-AWS4-HMAC-SHA256-PAYLOAD"}, "X-Amz-Decoded-Content-Length": {"0"}},
-			403, "AccessDenied",
+			400, "InvalidRequest",
 		},
 	} {
 		t.Run(row.method+" "+row.path, func(t *testing.T) {

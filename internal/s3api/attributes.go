@@ -2,6 +2,7 @@ package s3api
 
 import (
 	"encoding/xml"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -33,7 +34,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 	}
 	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
-		return err
+		return c.noAttributes(err)
 	}
 
 	if o.NotModified {
@@ -60,6 +61,25 @@ func (s *Server) getObjectAttributes(c *call) error {
 		}
 	}
 	return c.answerDocument(out)
+}
+
+// noAttributes converts the error for a version that is a delete marker: HEAD
+// of one is 405, but this operation has NoSuchKey only.
+func (c *call) noAttributes(err error) error {
+	answer := (*Error)(nil)
+	if !errors.As(err, &answer) || answer.Code != "MethodNotAllowed" {
+		return err
+	}
+
+	header := answer.Header.Clone()
+	header.Del("Allow")
+	return &Error{
+		Code:    "NoSuchKey",
+		Message: "The specified key does not exist.",
+		Details: [][2]string{{"Key", c.key}},
+		Header:  header,
+		cause:   err,
+	}
 }
 
 // attributesOf returns the attributes that the client wants.

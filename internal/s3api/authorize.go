@@ -14,14 +14,14 @@ import (
 func (s *Server) authenticate(c *call) error {
 	known := s.Clients.Now()
 	if sigv4.IsAnonymous(c.Request) {
-		client, ok := known.Anonymous()
-		if !ok {
-			return accessDenied(errors.New("the request is not signed, and no client is anonymous"))
-		}
-
 		auth, err := sigv4.Anonymous(c.Request)
 		if err != nil {
 			return err
+		}
+
+		client, ok := known.Anonymous()
+		if !ok {
+			return accessDenied(errors.New("the request is not signed, and no client is anonymous"))
 		}
 		c.auth, c.client = auth, client
 		return nil
@@ -60,13 +60,6 @@ func (c *call) authorize() error {
 		)
 	case c.locks() && !c.mayLock():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
-	// As in S3: an unsigned link must not choose what a browser does with
-	// the object.
-	case c.client.Anonymous && c.overridesHeaders():
-		return badRequest(
-			"InvalidRequest",
-			"Request specific response headers cannot be used for anonymous GET requests.",
-		)
 	default:
 		return nil
 	}

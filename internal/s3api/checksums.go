@@ -29,7 +29,14 @@ type checksums struct {
 	md5       []byte // nil if not said
 	algorithm *checksum.Algorithm
 	digest    []byte // nil until it arrives in the trailer
+	asked     bool   // the client names an algorithm, with or without a checksum
+	implied   bool   // the checksum is the default one, of which the client knows nothing
 }
+
+// defaultAlgorithm is the checksum that Amazon S3 computes if the client sends
+// none: always one of the full object, also of a multipart object.
+// https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+var defaultAlgorithm = checksum.All[crypt.CRC64NVME-1]
 
 // digests are the checksums that are stored with an object.
 type digests = map[crypt.ChecksumID][]byte
@@ -86,7 +93,9 @@ func newChecksums(h http.Header) (*checksums, error) {
 	}
 
 	for _, name := range []string{"X-Amz-Sdk-Checksum-Algorithm", checksumPrefix + "Algorithm"} {
-		if want := h.Get(name); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.Name) {
+		want := h.Get(name)
+		c.asked = c.asked || want != ""
+		if want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.Name) {
 			return nil, badRequest("InvalidRequest", "Value for "+strings.ToLower(name)+" header is invalid.")
 		}
 	}
@@ -152,6 +161,19 @@ func decodeChecksum(a *checksum.Algorithm, text string) ([]byte, error) {
 // trailing reports whether the checksum is in the trailer and not yet known.
 func (c *checksums) trailing() bool { return c.algorithm != nil && c.digest == nil }
 
+// lacking reports whether the client sends no checksum and asks for none, so
+// that the default applies.
+func (c *checksums) lacking() bool { return c.algorithm == nil && !c.asked }
+
+// takeDefault computes the default checksum of a whole payload.
+func (c *checksums) takeDefault(text []byte) {
+	sum := defaultAlgorithm.New()
+	sum.Write(text)
+	c.algorithm, c.digest, c.implied = defaultAlgorithm, sum.Sum(nil), true
+}
+
+func (c *checksums) dropDefault() { c.algorithm, c.digest, c.implied = nil, nil, false }
+
 // known returns the checksums to store with the object. Before the body is
 // read, they are not verified yet.
 func (c *checksums) known() digests {
@@ -168,9 +190,12 @@ func (c *checksums) headers(h http.Header) {
 	}
 }
 
-// partHeader sets the checksum header of a response for a part.
+// partHeader sets the checksum header of a response for a part. A client may
+// repeat it in the completion, where a list that has the checksums of some
+// parts is refused. Other replicas do not compute default ones, so they are
+// not shown.
 func (c *checksums) partHeader(h http.Header) {
-	if c.digest != nil {
+	if c.digest != nil && !c.implied {
 		h.Set(c.algorithm.Header(), checksum.Encode(c.digest))
 	}
 }
@@ -210,11 +235,15 @@ func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader 
 	return v
 }
 
-// computing returns a reader of src that computes a checksum which the
-// client has not sent. The checksum is known when src has ended.
-func (c *checksums) computing(a *checksum.Algorithm, src io.Reader) io.Reader {
-	c.algorithm = a
-	return &verifier{src: src, said: c, sum: a.New(), computes: true}
+// computing returns a reader of src, a part, that computes the checksum of
+// its upload if the client has not sent one. The checksum is known when src
+// has ended.
+func (c *checksums) computing(upload objectSum, src io.Reader) io.Reader {
+	if upload.algorithm == nil || c.algorithm != nil || upload.implied && c.asked {
+		return src
+	}
+	c.algorithm, c.implied = upload.algorithm, upload.implied
+	return &verifier{src: src, said: c, sum: c.algorithm.New(), computes: true}
 }
 
 type verifier struct {

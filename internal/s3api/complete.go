@@ -70,11 +70,15 @@ func (s *Server) completeMultipartUpload(c *call) error {
 		return err
 	}
 
+	known := s.uploads.partSum
+	if created.implied && !list.hasSums() {
+		known = s.uploads.impliedSum
+	}
 	sum, err := list.checksum(
 		said,
 		layout,
 		created,
-		func(etag string) (objectSum, bool) { return s.uploads.partSum(c.upload.stored, etag) },
+		func(etag string) (objectSum, bool) { return known(c.upload.stored, etag) },
 	)
 	if err != nil {
 		return err
@@ -356,6 +360,9 @@ func (s *Server) appendEnd(
 	}
 	defer lease.Release()
 
+	if sum.implied && c.customerKey == nil && s.uploads.forCustomer(c) {
+		sum = objectSum{} // the key of this part is not the client's
+	}
 	sealed, err := crypt.SealChecksums(sum.digests(), lease.DEK(), s.Random)
 	if err != nil {
 		return err

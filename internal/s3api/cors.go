@@ -6,7 +6,10 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
@@ -34,6 +37,9 @@ func (s *Server) preflight(c *call) error {
 	case !slices.Contains([]string{"GET", "PUT", "HEAD", "POST", "DELETE"}, method):
 		return badRequest("BadRequest", "Invalid Access-Control-Request-Method: "+method)
 	}
+	if err := checkCORSNames(c.Header.Values(corsPrefix + "Request-Headers")); err != nil {
+		return err
+	}
 
 	answer, err := s.askCORS(c.Context(), c, method)
 	fault := storefault.Of(err)
@@ -54,13 +60,28 @@ func (s *Server) preflight(c *call) error {
 	return nil
 }
 
-// corsRefused is the same answer to all preflights that the store refuses.
-// An unsigned request must not find out whether the bucket exists.
+// checkCORSNames refuses names that no header can have, in S3's words.
+func checkCORSNames(lists []string) error {
+	for _, list := range lists {
+		for name := range strings.SplitSeq(list, ",") {
+			if trimmed := strings.TrimSpace(name); trimmed != "" && !httpguts.ValidHeaderFieldName(trimmed) {
+				return badRequest("BadRequest",
+					`Access-Control-Request-Headers "`+name+`" contains invalid character.`)
+			}
+		}
+	}
+	return nil
+}
+
+// corsRefused is the same answer to all preflights that the store refuses, in
+// S3's words for a bucket whose configuration does not allow the request. An
+// unsigned request must not find out whether the bucket exists.
 func corsRefused(cause error) *Error {
 	return &Error{
 		Code: "AccessForbidden",
-		Message: "CORSResponse: This CORS request is not allowed. The CORS configuration of the bucket, " +
-			"if there is such a bucket, does not allow the origin, the method or a header.",
+		Message: "CORSResponse: This CORS request is not allowed. This is usually because the evalution of Origin, " +
+			"request method / Access-Control-Request-Method or Access-Control-Request-Headers are not whitelisted " +
+			"by the resource's CORS spec.",
 		cause: cause,
 	}
 }

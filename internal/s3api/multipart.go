@@ -133,8 +133,10 @@ func (s *Server) uploadPart(c *call) error {
 	if err := created.checkPart(c.checks); err != nil {
 		return err
 	}
-	if created.algorithm != nil && c.checks.algorithm == nil {
-		c.payload = c.checks.computing(created.algorithm, c.payload)
+	c.payload = c.checks.computing(created, c.payload)
+	implied := &checksums{}
+	if created.implied && !c.checks.implied { // the object's does not follow from the client's
+		c.payload = implied.computing(created, c.payload)
 	}
 
 	number, err := partNumber(c.query.Get("partNumber"))
@@ -147,6 +149,7 @@ func (s *Server) uploadPart(c *call) error {
 	}
 	defer closeBody(resp)
 	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), c.checks)
+	s.uploads.keepSum(c.upload.stored+impliedMark, resp.Header.Get("Etag"), implied)
 	c.checks.partHeader(c.w.Header())
 
 	c.w.WriteHeader(http.StatusOK)
@@ -226,7 +229,7 @@ func (s *Server) listParts(c *call) error {
 			}
 
 			sum, ok := s.uploads.partSum(c.upload.stored, p.etag)
-			if !ok || sum.algorithm != created.algorithm {
+			if !ok || sum.implied || sum.algorithm != created.algorithm {
 				return showPart(p, entry)
 			}
 			return appendTo(showPart(p, entry), "Part", checksumXML(sum.algorithm, checksum.Encode([]byte(sum.digest))))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,7 +19,13 @@ type objectSum struct {
 	digest    string             // "" for a new upload
 	kind      crypt.ChecksumType // for objects only
 	parts     int                // number of parts, for a composite checksum
+	implied   bool               // the client has sent none and asks for none: this is the default
 }
+
+// impliedSum is the checksum of an upload for which the client asks for none.
+// Amazon S3 computes it for the parts and for the object, and returns it for
+// both, but does not list it: https://github.com/versity/versitygw/issues/1547.
+var impliedSum = objectSum{algorithm: defaultAlgorithm, kind: crypt.FullObject, implied: true}
 
 // claimedSum is the checksum of an object or of a part, as the client sends
 // it.
@@ -30,7 +37,7 @@ type claimedSum struct {
 
 // headers sets the headers for the checksum algorithm of an upload.
 func (o objectSum) headers(h http.Header) {
-	if o.algorithm != nil {
+	if o.algorithm != nil && !o.implied {
 		h.Set(checksumPrefix+"Algorithm", o.algorithm.Name)
 		h.Set(checksumPrefix+"Type", checksumTypes[o.kind])
 	}
@@ -58,7 +65,7 @@ func (o objectSum) xml() []byte {
 // listed returns the checksum elements for a new upload in the response to
 // ListParts.
 func (o objectSum) listed() []byte {
-	if o.algorithm == nil {
+	if o.algorithm == nil || o.implied {
 		return nil
 	}
 	return fmt.Appendf(
@@ -93,7 +100,7 @@ func uploadChecksum(h http.Header) (objectSum, error) {
 		)
 	}
 
-	return objectSum{}, nil
+	return impliedSum, nil
 }
 
 func isChecksumType(kind string) bool {
@@ -109,7 +116,9 @@ func errChecksumType() *Error {
 // its upload. If the upload has one checksum for the full object, parts need
 // no checksum.
 func (o objectSum) checkPart(part *checksums) error {
-	if o.algorithm == nil || part.algorithm == o.algorithm || part.algorithm == nil && o.kind == crypt.FullObject {
+	switch {
+	case o.algorithm == nil, o.implied, part.algorithm == o.algorithm,
+		part.algorithm == nil && o.kind == crypt.FullObject:
 		return nil
 	}
 	actual := "null"
@@ -125,7 +134,7 @@ func (o objectSum) checkPart(part *checksums) error {
 // checkType refuses a checksum type other than that of the upload.
 func (o objectSum) checkType(said claimedSum) error {
 	switch {
-	case o.algorithm == nil || said.kind == "" || strings.ToUpper(said.kind) == checksumTypes[o.kind]:
+	case o.algorithm == nil || o.implied || said.kind == "" || strings.ToUpper(said.kind) == checksumTypes[o.kind]:
 		return nil
 	case !isChecksumType(said.kind):
 		return errChecksumType()
@@ -190,6 +199,9 @@ func (list *completion) checksum(
 	created objectSum,
 	known func(etag string) (objectSum, bool),
 ) (objectSum, error) {
+	if created.implied && list.hasSums() {
+		created = objectSum{} // the client has checksums of its own
+	}
 	digests, of, err := list.digests(created, known)
 	if err != nil {
 		return objectSum{}, err
@@ -199,7 +211,7 @@ func (list *completion) checksum(
 	switch {
 	case of == nil && a == nil:
 		return objectSum{}, nil
-	case of == nil:
+	case of == nil, created.implied && a != nil && a != of:
 		return objectSum{}, badRequest(
 			"InvalidRequest",
 			"The complete request must include the checksum for each part: without them the proxy cannot verify the "+
@@ -220,6 +232,8 @@ func (list *completion) checksum(
 
 	kind := said.kind
 	switch {
+	case created.implied && a == nil:
+		kind = fullObject
 	case kind == "" && created.algorithm == of:
 		kind = checksumTypes[created.kind]
 	case kind == "" && said.text != "" && of.IsCRC() && !strings.Contains(said.text, "-"):
@@ -230,7 +244,7 @@ func (list *completion) checksum(
 	if err != nil {
 		return o, err
 	}
-	o.parts = len(digests)
+	o.parts, o.implied = len(digests), created.implied
 
 	if o.kind == crypt.Composite {
 		sum := of.New()
@@ -304,7 +318,7 @@ func (list *completion) digests(
 					p.PartNumber,
 				),
 			)
-		case ok && have != sum:
+		case ok && !have.fits(sum):
 			return nil, nil, list.invalid(p)
 		}
 
@@ -312,6 +326,20 @@ func (list *completion) digests(
 	}
 
 	return out, of, nil
+}
+
+// fits reports whether a listed checksum can be one of the part with the
+// checksum o. A default one does not tell about another algorithm.
+func (o objectSum) fits(listed objectSum) bool {
+	if o.algorithm != listed.algorithm {
+		return o.implied
+	}
+	return o.digest == listed.digest
+}
+
+// hasSums reports whether the list has a checksum of any part.
+func (list *completion) hasSums() bool {
+	return slices.ContainsFunc(list.Parts, func(p completionPart) bool { return len(p.sums) > 0 })
 }
 
 // checksum returns the checksum of the part in the list; zero if there is

@@ -55,10 +55,7 @@ func (s *Server) copyPart(c *call, number int, q stored.Request) error {
 	}
 
 	sums := &checksums{}
-	c.payload = source.Reader(c.Context())
-	if created := s.uploads.sum(c.uploadID()); created.algorithm != nil {
-		c.payload = sums.computing(created.algorithm, c.payload)
-	}
+	c.payload = sums.computing(s.uploads.sum(c.uploadID()), source.Reader(c.Context()))
 
 	resp, err := s.sealPart(c, number, source.Length)
 	if err != nil {
@@ -71,7 +68,12 @@ func (s *Server) copyPart(c *call, number int, q stored.Request) error {
 	}
 	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), sums)
 	delete(c.w.Header(), "ETag") // the document has it
-	return c.answerResult("CopyPartResult", copyResult{etag: resp.Header.Get("Etag"), sums: sums.known()})
+
+	result := copyResult{etag: resp.Header.Get("Etag")}
+	if !sums.implied { // as in S3
+		result.sums = sums.known()
+	}
+	return c.answerResult("CopyPartResult", result)
 }
 
 func invalidSourceRange(size int64) *Error {

@@ -16,8 +16,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// maxPeek is the longest body, in bytes, that is buffered so that a checksum
-// in its trailer can be stored in the envelope.
+// maxPeek is the longest body, in bytes, that is buffered so that its checksum
+// can be stored in the envelope: the one in its trailer, or the default one.
 const maxPeek = 1 << 20
 
 // objectSize is the header in which a store may report the size of a new
@@ -130,11 +130,14 @@ func (s *Server) sendSealed(c *call, query url.Values, header http.Header, up *u
 	return resp, nil
 }
 
-// peek reads a small body into memory if its trailer has a checksum.
+// peek reads a small body into memory if the envelope cannot have its
+// checksum otherwise: it is in the trailer, or it is computed here.
 func (c *call) peek() error {
-	if !c.checks.trailing() || c.auth.DecodedLength() > maxPeek {
+	lacking := c.checks.lacking()
+	if !lacking && !c.checks.trailing() || c.auth.DecodedLength() > maxPeek {
 		return nil
 	}
+
 	text := make([]byte, c.auth.DecodedLength())
 	if _, err := io.ReadFull(c.payload, text); err != nil {
 		return bodyError(err)
@@ -143,13 +146,27 @@ func (c *call) peek() error {
 	if n, err := io.ReadFull(c.payload, end[:]); n > 0 || err != io.EOF {
 		return bodyError(err)
 	}
+
+	if lacking {
+		c.checks.takeDefault(text)
+	}
 	c.payload = bytes.NewReader(text)
 	return nil
 }
 
 // putHeader returns the header for the store, with the signed envelope as
-// metadata.
+// metadata. If the client's metadata leaves no room for the default checksum,
+// the object gets none.
 func (s *Server) putHeader(c *call, lease *keyring.DataKey, h crypt.Header) (http.Header, error) {
+	header, err := s.signedHeader(c, lease, h)
+	if c.checks.implied && hasCode(err, "MetadataTooLarge") {
+		c.checks.dropDefault()
+		return s.signedHeader(c, lease, h)
+	}
+	return header, err
+}
+
+func (s *Server) signedHeader(c *call, lease *keyring.DataKey, h crypt.Header) (http.Header, error) {
 	envelope := crypt.Envelope{Header: h, Size: c.auth.DecodedLength()}
 	if err := s.sign(c, &envelope, lease, c.checks.known()); err != nil {
 		return nil, err
@@ -181,8 +198,11 @@ func withEnvelope(header, own http.Header, e *crypt.Envelope) (http.Header, erro
 	if err := checkMetadata(own, metadata); err != nil {
 		return nil, err
 	}
+
+	values := make([]string, 0, len(metadata)) // one allocation for all
 	for name, value := range metadata {
-		header.Set(metaPrefix+name, value)
+		values = append(values, value)
+		header[http.CanonicalHeaderKey(metaPrefix+name)] = values[len(values)-1 : len(values) : len(values)]
 	}
 	return header, nil
 }

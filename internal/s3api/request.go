@@ -82,19 +82,6 @@ func errBucketName(bucket string) *Error {
 	}
 }
 
-// errNoOperation returns the error for a request that is no operation of S3.
-func (c *call) errNoOperation() error {
-	if c.bucket == "" { // "/" has only ListBuckets
-		return &Error{
-			Code:    "MethodNotAllowed",
-			Message: messages["MethodNotAllowed"],
-			Details: [][2]string{{"Method", c.Method}, {"ResourceType", "SERVICE"}},
-			Header:  http.Header{"Allow": {http.MethodGet}},
-		}
-	}
-	return notImplemented("The operation "+c.Method+" on "+c.resource(), "the proxy does not know this operation")
-}
-
 // bucketOfHost returns the bucket of a Host header such as
 // bucket.s3.example.com:9000. The host may be absolute, with a dot at its
 // end. If domains contain each other, the longest one counts.

@@ -275,7 +275,7 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "PUT", path: b + "/k?never-heard-of", body: []byte("more")},
 		{method: "GET", path: b + "?location&=x"}, // a parameter without a name
 		{method: "PATCH", path: b + "/k"},
-		{method: "POST", path: b + "/k"},
+		{method: "POST", path: b + "/k?never-heard-of"},
 		{method: "POST", path: "/WriteGetObjectResponse"},
 		{method: "GET", path: b + "?session"},
 		{method: "GET", path: "/?x-id=ListDirectoryBuckets"},

@@ -170,12 +170,18 @@ func (s *Server) handle(c *call) error {
 		return row.serve(s, c)
 	}
 
+	if err := c.checkPlace(); err != nil {
+		return err
+	}
 	if err := s.admit(c); err != nil {
 		return err
 	}
 
 	if row == nil {
-		return c.errNoOperation()
+		return notImplemented(
+			"The operation "+c.Method+" on "+c.resource(),
+			"the proxy does not know this operation",
+		)
 	}
 
 	// Before authorize, because a hoisted header may need a further grant.

@@ -241,7 +241,7 @@ func withoutEnvelope(h http.Header) http.Header {
 // sendStored sends the stored body back to the store.
 func (s *Server) sendStored(u *encryptionUpdate, header http.Header) (http.Header, error) {
 	if u.seen.Stored == 0 { // a directory marker
-		resp, err := s.send(u.call, u.originRequest(http.MethodPut, header, nil, 0))
+		resp, err := s.send(u.call, u.originRequestTo(http.MethodPut, nil, header, nil, 0))
 		if err != nil {
 			return nil, err
 		}
@@ -269,7 +269,7 @@ func (s *Server) sendStored(u *encryptionUpdate, header http.Header) (http.Heade
 	}
 	defer body.Close()
 	up := &upload{sealer: io.NopCloser(body), c: u.call, lease: u.lease, size: u.seen.Stored}
-	resp, err := s.sendSealed(u.call, header, up)
+	resp, err := s.sendSealed(u.call, nil, header, up)
 	if err != nil {
 		return nil, err
 	}

@@ -62,14 +62,27 @@ func newUploadKeys() *uploadKeys {
 // different one. Other replicas cannot do that.
 func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
 	if sums.digest != nil {
-		u.sums.Add(upload+" "+unquote(etag), objectSum{algorithm: sums.algorithm, digest: string(sums.digest)})
+		sum := objectSum{algorithm: sums.algorithm, digest: string(sums.digest), implied: sums.implied}
+		u.sums.Add(upload+" "+unquote(etag), sum)
 	}
 }
+
+// impliedMark follows the upload id for the default checksum of a part that has
+// one of the client's too.
+const impliedMark = " default"
 
 // partSum returns the checksum of a part, if it is known: the client sent
 // it, or the proxy computed it.
 func (u *uploadKeys) partSum(upload, etag string) (objectSum, bool) {
 	return u.sums.Get(upload + " " + etag)
+}
+
+// impliedSum returns the default checksum of a part, if it is known.
+func (u *uploadKeys) impliedSum(upload, etag string) (objectSum, bool) {
+	if sum, ok := u.partSum(upload, etag); ok && sum.algorithm == defaultAlgorithm {
+		return sum, true
+	}
+	return u.partSum(upload+impliedMark, etag)
 }
 
 func (c *call) uploadID() uploadID {
@@ -117,7 +130,7 @@ func (u *uploadKeys) listed(id uploadID) []byte {
 	switch {
 	case !ok || !entry.created:
 		return nil
-	case entry.sum.algorithm == nil: // S3's word
+	case entry.sum.implied: // S3's word
 		return []byte("<ChecksumAlgorithm>null</ChecksumAlgorithm><ChecksumType>null</ChecksumType>")
 	default:
 		return entry.sum.listed()

@@ -95,6 +95,12 @@ func TestVersions(t *testing.T) {
 		a.Header.Get("X-Amz-Delete-Marker") != "true" {
 		t.Errorf("GET of a delete marker: %d %s %v", a.StatusCode, a.Code, a.Header)
 	}
+	if a := p.send(request{
+		method: "GET", path: "/" + p.bucket + "/dir/k" + marker + "&attributes",
+		header: http.Header{"X-Amz-Object-Attributes": {"ETag"}},
+	}); a.StatusCode != http.StatusNotFound || a.Code != "NoSuchKey" || a.Header.Get("X-Amz-Delete-Marker") != "true" {
+		t.Errorf("GetObjectAttributes of a delete marker: %d %s %v", a.StatusCode, a.Code, a.Header)
+	}
 
 	list, err := p.client.ListObjectVersions(t.Context(), &s3.ListObjectVersionsInput{Bucket: &p.bucket})
 	if err != nil || len(list.Versions) != 3 || len(list.DeleteMarkers) != 1 || !*list.DeleteMarkers[0].IsLatest {

@@ -41,7 +41,8 @@ func Anonymous(r *http.Request) (*Auth, error) {
 	case token != "":
 		return nil, errToken()
 	case payloads[hash].signed:
-		return nil, fail("AccessDenied", "An unsigned request cannot have signed chunks.")
+		return nil, fail("InvalidRequest", "Anonymous requests don't support this x-amz-content-sha256 value. "+
+			"Please use UNSIGNED-PAYLOAD or STREAMING-UNSIGNED-PAYLOAD-TRAILER.")
 	}
 
 	described, err := payloadOf(hash)

@@ -166,11 +166,11 @@ func TestAnonymousPayload(t *testing.T) {
 		{"signed chunks", http.Header{
 			"X-Amz-Content-Sha256":         {signedChunks},
 			"X-Amz-Decoded-Content-Length": {"4"},
-		}, "AccessDenied"},
+		}, "InvalidRequest"},
 		{"a signed trailer", http.Header{
 			"X-Amz-Content-Sha256":         {signedTrailer},
 			"X-Amz-Decoded-Content-Length": {"4"},
-		}, "AccessDenied"},
+		}, "InvalidRequest"},
 		{"two hashes", http.Header{"X-Amz-Content-Sha256": {hexSum("body"), hexSum("body")}}, "InvalidRequest"},
 		{"a session token", http.Header{"X-Amz-Security-Token": {"token"}}, "InvalidToken"},
 		{"an empty session token", http.Header{"X-Amz-Security-Token": {""}}, ""},
