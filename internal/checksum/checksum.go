@@ -34,30 +34,30 @@ type Algorithm struct {
 
 	newHash    func() hash.Cloner
 	polynomial uint64 // of a CRC, reflected; 0 for other algorithms
-	header     string
+	headerName string
 }
 
 // All contains all algorithms, sorted by ID.
 var All = []*Algorithm{
-	algorithm(crypt.CRC32, "CRC32", func() hash.Cloner { return crc32.NewIEEE().(hash.Cloner) }, crc32.IEEE),
-	algorithm(crypt.CRC32C, "CRC32C", func() hash.Cloner {
+	newAlgorithm(crypt.CRC32, "CRC32", func() hash.Cloner { return crc32.NewIEEE().(hash.Cloner) }, crc32.IEEE),
+	newAlgorithm(crypt.CRC32C, "CRC32C", func() hash.Cloner {
 		return crc32.New(crc32.MakeTable(crc32.Castagnoli)).(hash.Cloner)
 	}, crc32.Castagnoli),
-	algorithm(crypt.CRC64NVME, "CRC64NVME", func() hash.Cloner { return &crc64{} }, 0x9a6c9329ac4bc9b5),
+	newAlgorithm(crypt.CRC64NVME, "CRC64NVME", func() hash.Cloner { return &crc64{} }, 0x9a6c9329ac4bc9b5),
 	//nolint:gosec // see the import
-	algorithm(crypt.SHA1, "SHA1", func() hash.Cloner { return sha1.New().(hash.Cloner) }, 0),
-	algorithm(crypt.SHA256, "SHA256", func() hash.Cloner { return sha256.New().(hash.Cloner) }, 0),
-	algorithm(crypt.SHA512, "SHA512", func() hash.Cloner { return sha512.New().(hash.Cloner) }, 0),
+	newAlgorithm(crypt.SHA1, "SHA1", func() hash.Cloner { return sha1.New().(hash.Cloner) }, 0),
+	newAlgorithm(crypt.SHA256, "SHA256", func() hash.Cloner { return sha256.New().(hash.Cloner) }, 0),
+	newAlgorithm(crypt.SHA512, "SHA512", func() hash.Cloner { return sha512.New().(hash.Cloner) }, 0),
 	//nolint:gosec // see the import
-	algorithm(crypt.MD5, "MD5", func() hash.Cloner { return md5.New().(hash.Cloner) }, 0),
-	algorithm(crypt.XXHash64, "XXHASH64", func() hash.Cloner { return xxh64{xxhash.New()} }, 0),
-	algorithm(crypt.XXHash3, "XXHASH3", func() hash.Cloner { return xxh3of64{xxh3.New()} }, 0),
-	algorithm(crypt.XXHash128, "XXHASH128", func() hash.Cloner { return xxh3of128{xxh3.New()} }, 0),
+	newAlgorithm(crypt.MD5, "MD5", func() hash.Cloner { return md5.New().(hash.Cloner) }, 0),
+	newAlgorithm(crypt.XXHash64, "XXHASH64", func() hash.Cloner { return xxh64{xxhash.New()} }, 0),
+	newAlgorithm(crypt.XXHash3, "XXHASH3", func() hash.Cloner { return xxh3of64{xxh3.New()} }, 0),
+	newAlgorithm(crypt.XXHash128, "XXHASH128", func() hash.Cloner { return xxh3of128{xxh3.New()} }, 0),
 }
 
-func algorithm(id crypt.ChecksumID, name string, newHash func() hash.Cloner, polynomial uint64) *Algorithm {
+func newAlgorithm(id crypt.ChecksumID, name string, newHash func() hash.Cloner, polynomial uint64) *Algorithm {
 	header := Prefix + http.CanonicalHeaderKey(strings.ToLower(name))
-	return &Algorithm{ID: id, Name: name, newHash: newHash, polynomial: polynomial, header: header}
+	return &Algorithm{ID: id, Name: name, newHash: newHash, polynomial: polynomial, headerName: header}
 }
 
 // Named returns the algorithm with that name, ignoring case, or nil.
@@ -80,7 +80,7 @@ func OfHeader(name string) *Algorithm {
 }
 
 // Header returns the canonical name of the header.
-func (a *Algorithm) Header() string { return a.header }
+func (a *Algorithm) Header() string { return a.headerName }
 
 // New returns a new hash. Clone it to keep an intermediate state.
 func (a *Algorithm) New() hash.Cloner { return a.newHash() }
