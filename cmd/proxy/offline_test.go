@@ -31,6 +31,7 @@ func TestCommandsWithoutTheServer(t *testing.T) {
 		"health_listen":            "health_listen: nowhere",
 		"metrics_listen":           "metrics_listen: nowhere",
 		"admin_token":              "admin_token: file:/gone/token",
+		"domain":                   `domain: "-"`,
 		"domains":                  `domains: ["-"]`,
 		"clients":                  "clients: [{name: app, access_key: k, secret_key: file:/gone/secret, allow: []}]",
 		"audit":                    "audit: {file: /gone/audit.jsonl, max_files: -1}",

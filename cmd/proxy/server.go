@@ -63,7 +63,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		Origin:        s.origin,
 		Keys:          s.keys,
 		Clients:       s.clients,
-		Domains:       cfg.Domains,
+		Domains:       domains(cfg),
 		Capabilities:  s.capabilities.Find,
 		UniformParts:  cfg.Origin.UniformParts,
 		VerifyHead:    cfg.Encryption.VerifyHead,
@@ -174,4 +174,12 @@ func newLog(level string) (*zap.Logger, error) {
 	cfg.EncoderConfig.TimeKey = "time"
 	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	return cfg.Build()
+}
+
+// domains returns the base domains of virtual-host-style requests.
+func domains(cfg *config.Config) []string {
+	if cfg.Domain == "" {
+		return cfg.Domains
+	}
+	return append([]string{cfg.Domain}, cfg.Domains...)
 }

@@ -43,6 +43,9 @@ func (d *decoder) checkServer(c *Config) {
 		d.fail(&c.AdminToken, "admin_token has fewer than %d characters", minAdminToken)
 	}
 
+	if c.Domain != "" {
+		d.checkDomain(&c.Domain)
+	}
 	for i := range c.Domains {
 		d.checkDomain(&c.Domains[i])
 	}

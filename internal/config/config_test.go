@@ -142,6 +142,10 @@ func TestAccepted(t *testing.T) {
 		holds      func(*config.Config) bool
 	}{
 		{
+			"domain", base + "domain: s3.example.com\n",
+			func(c *config.Config) bool { return c.Domain == "s3.example.com" },
+		},
+		{
 			"domains", base + "domains: [s3.example.com, s3.internal]\n",
 			func(c *config.Config) bool {
 				return slices.Equal(c.Domains, []string{"s3.example.com", "s3.internal"})

@@ -50,7 +50,7 @@ func checkErrors(t *testing.T, text string, want []string) {
 }
 
 func TestStructureErrors(t *testing.T) {
-	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domains, tls, origin, " +
+	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domain, domains, tls, origin, " +
 		"clients, session_credentials_file, keys, encryption, dek_cache, kms, log, audit, limits"
 	runErrors(t, []errorCase{
 		{"unknown key", "listen:", "lissten:", []string{

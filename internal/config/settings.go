@@ -27,6 +27,8 @@ type Config struct {
 	// AdminToken is the bearer token for requests to /admin. At least 16
 	// characters. If empty, /admin accepts requests from loopback only.
 	AdminToken Secret `yaml:"admin_token" scope:"server"`
+	// Domain is a single entry of Domains, for configurations with only one.
+	Domain string `yaml:"domain" scope:"server"`
 	// Domains are the base domains of virtual-host-style requests. With
 	// s3.example.com, a request to photos.s3.example.com is for the bucket
 	// photos. If empty, only path-style requests are supported.
