@@ -72,6 +72,12 @@ func TestRecovery(t *testing.T) {
 		t.Errorf("the inventory does not show the recovery key of three objects:\n%s", out)
 	}
 
+	if out := m.command(0, "verify", "--config", config, "s3://bucket"); !strings.Contains(
+		out, "recovery   3 "+key.ID(),
+	) || strings.Contains(out, "no recovery key opens") {
+		t.Errorf("verify does not show it:\n%s", out)
+	}
+
 	if err := os.Remove(m.keys["old"]); err != nil {
 		t.Fatal(err)
 	}
@@ -94,11 +100,16 @@ func TestRecovery(t *testing.T) {
 		m.command(1, "decrypt", "--config", config, "s3://bucket/"+name, "-o", file+".wrong")
 	}
 	m.stopProxy()
+	m.command(1, "verify", "--config", config, "s3://bucket")
+	m.command(0, "verify", "--config", config, "--recovery-key", private, "s3://bucket")
 
 	renewed := m.configured("renewed.yaml", "  - {name: new, provider: local, key_file: "+m.keys["new"]+"}\n", "new")
 	out := m.command(0, "rewrap", "--config", renewed, "--recovery-key", private, "s3://bucket")
 	if !strings.Contains(out, "rewrapped  3 objects") {
 		t.Errorf("under the new key:\n%s", out)
+	}
+	if out := m.command(0, "verify", "--config", renewed, "s3://bucket"); strings.Contains(out, "recovery") {
+		t.Errorf("verify under a key without a recovery key:\n%s", out)
 	}
 	m.app, m.stopProxy = m.serve(renewed)
 	m.readable(m.app)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -33,6 +34,7 @@ func verifyCommand() *cobra.Command {
 		"all versions of the objects, not only the current ones; cannot be used with --state",
 	)
 
+	declareRecovery(flags, &v.recovery)
 	v.declare(flags, "read")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		if err := v.check(); err != nil {
@@ -56,8 +58,9 @@ func verifyCommand() *cobra.Command {
 // verifyRun is one run of the command.
 type verifyRun struct {
 	sweep
-	old    bool // --versions
-	faults faultWriter
+	old      bool   // --versions
+	recovery string // --recovery-key
+	faults   faultWriter
 }
 
 func (v *verifyRun) check() error {
@@ -72,8 +75,12 @@ func (v *verifyRun) check() error {
 }
 
 func (v *verifyRun) run(ctx context.Context) error {
+	open, err := v.opener()
+	if err != nil {
+		return err
+	}
 	verifier := verify.New(verify.Config{
-		Send: v.send, Open: v.open, OpenEnd: v.cfg.Origin.UniformParts, Wait: v.wait(), Away: v.away,
+		Send: v.send, Open: open, OpenEnd: v.cfg.Origin.UniformParts, Wait: v.wait(), Away: v.away,
 		LiteralKeys:    v.cfg.Origin.Keys == config.LiteralKeys,
 		AllowPlaintext: func(obj crypt.Object) bool { return v.keys.AllowPlaintext(obj, v.client) },
 	})
@@ -81,7 +88,7 @@ func (v *verifyRun) run(ctx context.Context) error {
 	var written error
 	do := func(ctx context.Context, e stored.Entry) walk.Result { return verifier.Verify(ctx, v.bucket, e) }
 
-	err := v.walk(ctx, walk.State{Command: "verify"}, v.list, do, func(r walk.Result) {
+	err = v.walk(ctx, walk.State{Command: "verify"}, v.list, do, func(r walk.Result) {
 		totals.add(r)
 		if r.Outcome == walk.Failed {
 			written = errors.Join(written, v.faults.row(faultOf(r, names)))
@@ -95,6 +102,18 @@ func (v *verifyRun) run(ctx context.Context) error {
 		return fmt.Errorf("%d objects failed verification", failed)
 	}
 	return nil
+}
+
+// opener returns what opens data keys: the keys of the configuration, or the
+// recovery key.
+func (v *verifyRun) opener() (inplace.Open, error) {
+	recovery, err := readRecoveryKey(v.recovery)
+	if err != nil || recovery == nil {
+		return v.open, err
+	}
+	return func(ctx context.Context, obj crypt.Object, _ string, wrapped []byte) (stored.Lease, error) {
+		return opened(v.keys.OpenRecovered(ctx, obj, wrapped, recovery))
+	}, nil
 }
 
 // list lists the objects to read, with their versions if --versions is set.

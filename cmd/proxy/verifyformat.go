@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
@@ -54,10 +56,13 @@ type faultTotals struct {
 	Customer  int64                  `json:"customer_keys"` // under customer keys: not read
 	Failed    int64                  `json:"failed"`
 	Faults    map[verify.Fault]int64 `json:"faults"`
+	// By id of a recovery key, the verified objects that it opens; "-" has
+	// those that none opens.
+	Recovery map[string]int64 `json:"recovery"`
 }
 
 func newFaultTotals() *faultTotals {
-	return &faultTotals{Type: "summary", Faults: make(map[verify.Fault]int64)}
+	return &faultTotals{Type: "summary", Faults: make(map[verify.Fault]int64), Recovery: make(map[string]int64)}
 }
 
 func (t *faultTotals) add(r walk.Result) {
@@ -65,6 +70,12 @@ func (t *faultTotals) add(r walk.Result) {
 	case walk.Done:
 		t.Verified++
 		t.Bytes += r.Size
+		for _, id := range r.Recovery {
+			t.Recovery[id]++
+		}
+		if len(r.Recovery) == 0 {
+			t.Recovery[noRecovery]++
+		}
 	case walk.Plaintext:
 		t.Plaintext++
 	case walk.Gone:
@@ -76,6 +87,9 @@ func (t *faultTotals) add(r walk.Result) {
 		t.Faults[verify.FaultOf(r.Err)]++
 	}
 }
+
+// noRecovery stands in for the id of a recovery key.
+const noRecovery = "-"
 
 func (t *faultTotals) print(w io.Writer) error {
 	const format = "verified   %d objects, %d bytes\n" +
@@ -95,6 +109,18 @@ func (t *faultTotals) print(w io.Writer) error {
 		}
 	}
 
+	if t.Recovery[noRecovery] == t.Verified { // the feature is not used
+		return nil
+	}
+	for _, id := range slices.Sorted(maps.Keys(t.Recovery)) {
+		what := id
+		if id == noRecovery {
+			what = "objects that no recovery key opens"
+		}
+		if _, err := fmt.Fprintf(w, "recovery   %d %s\n", t.Recovery[id], what); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -96,11 +96,16 @@ func (v *Verifier) Verify(ctx context.Context, bucket string, e stored.Entry) wa
 }
 
 func (v *Verifier) read(ctx context.Context, q stored.Request, send inplace.Sender) (walk.Result, error) {
-	var keys []string
+	var keys, recovery []string
 	s := &stored.Reader{
 		Send: send, OpenEnd: v.cfg.OpenEnd,
 		Cache: stored.NewCache(), // an empty cache: everything is read from the store
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			_, recoverable := kms.KeysOf(keyID, wrapped)
+			if len(keys) == 0 {
+				recovery = recoverable
+			}
+			recovery = slices.DeleteFunc(recovery, func(id string) bool { return !slices.Contains(recoverable, id) })
 			if !slices.Contains(keys, keyID) {
 				keys = append(keys, keyID)
 			}
@@ -141,7 +146,7 @@ func (v *Verifier) read(ctx context.Context, q stored.Request, send inplace.Send
 
 	for {
 		_, err := o.Next(ctx)
-		r.KeyIDs = keys
+		r.KeyIDs, r.Recovery = keys, recovery
 		if err == io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
 			return r, nil
 		}

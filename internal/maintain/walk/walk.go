@@ -65,7 +65,9 @@ type Result struct {
 	Size    int64    // size of the plaintext in bytes, if Done
 	Parts   int      // number of parts of a multipart object, if Done
 	KeyIDs  []string // ids of the KMS keys that were found
-	Err     error    // the error, if Failed
+	// Recovery has the ids of the recovery keys that open the whole object.
+	Recovery []string
+	Err      error // the error, if Failed
 	// Own means that the fault is this object's own, so others need not
 	// fail.
 	Own bool
