@@ -75,6 +75,7 @@ type answer struct {
 	member int
 	wrap   bundleWrap // of a wrap
 	key    []byte     // of an unwrap
+	trace  string     // the KMS's id of the request, after the member's name
 	err    error
 }
 
@@ -257,13 +258,19 @@ func (m *members) ask(
 	came := make(chan answer, n)
 	for i := range n {
 		go func() {
-			a := call(ctx, i)
+			var trace Trace
+			a := call(WithTrace(ctx, &trace), i)
 			a.member = i
+			if id := trace.RequestID(); id != "" {
+				a.trace = m.cfg.Members[i].Name + "=" + id
+			}
 			came <- a
 		}()
 	}
 
 	var good []answer
+	traces := make([]string, n)
+	defer func() { traceRequests(ctx, traces) }()
 	failed := make([]error, n)
 	waiting := make(map[int]bool, n)
 	for i := range n {
@@ -275,6 +282,7 @@ func (m *members) ask(
 		select {
 		case a := <-came:
 			delete(waiting, a.member)
+			traces[a.member] = a.trace
 			if failed[a.member] = a.err; a.err == nil {
 				good = append(good, a)
 			}

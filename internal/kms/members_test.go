@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -185,6 +186,27 @@ func TestMembersRefuseWhatOthersMade(t *testing.T) {
 			must(t, err)
 			if _, err := row.reads.Unwrap(t.Context(), blob, ec); err == nil || kms.IsRevoked(err) || kms.IsUnreachable(err) {
 				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
+// The audit log can name the request to each KMS.
+func TestMembersTrace(t *testing.T) {
+	members := []*kms.Member{{Name: "customer"}, {Name: "vendor"}}
+	for _, m := range members {
+		m.Open(kmstest.StartTest(t).NewKey(t, nil))
+	}
+	for name, w := range map[string]kms.Wrapper{
+		"all of": kms.AllOf(kms.MembersConfig{ID: "all-of:x", Members: members}),
+		"any of": kms.AnyOf(kms.MembersConfig{ID: "any-of:x", Members: members}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var trace kms.Trace
+			_, err := w.Wrap(kms.WithTrace(t.Context(), &trace), kmstest.NewDEK(), kmstest.Context("b", "k"))
+			must(t, err)
+			if ids := trace.RequestID(); !regexp.MustCompile(`^customer=\S+ vendor=\S+$`).MatchString(ids) {
+				t.Errorf("%q", ids)
 			}
 		})
 	}

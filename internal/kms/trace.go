@@ -2,6 +2,8 @@ package kms
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync/atomic"
 )
 
@@ -11,7 +13,9 @@ import (
 type Trace struct{ lastRequestID atomic.Pointer[string] }
 
 // RequestID returns the KMS's id of the last request, which is also in the
-// KMS's own log. It is "" if the KMS provides none.
+// KMS's own log. It is "" if the KMS provides none. For a key that consists of
+// several, it has the id of each member's request after the member's name, as
+// in "customer=1 vendor=2".
 func (t *Trace) RequestID() string {
 	if id := t.lastRequestID.Load(); id != nil {
 		return *id
@@ -36,5 +40,15 @@ func traceRequest(ctx context.Context, id string) {
 	if t, ok := ctx.Value(traceKey{}).(*Trace); ok && id != "" {
 		clean := printable(id, maxRequestID)
 		t.lastRequestID.Store(&clean)
+	}
+}
+
+// traceRequests records the ids of requests to several KMSs, each after the
+// name of its key. "" means none.
+func traceRequests(ctx context.Context, ids []string) {
+	ids = slices.DeleteFunc(ids, func(id string) bool { return id == "" })
+	if t, ok := ctx.Value(traceKey{}).(*Trace); ok && len(ids) > 0 {
+		all := strings.Join(ids, " ")
+		t.lastRequestID.Store(&all)
 	}
 }
