@@ -53,6 +53,7 @@ var scripts = []struct {
 	{"boto3", func(manifest string) []string { return []string{pythonCommand(), "py/client.py", manifest} }},
 	{"js-sdk", func(manifest string) []string { return []string{"node", "js/client.mjs", manifest} }},
 	{"minio-js", func(manifest string) []string { return []string{"node", "js/minio.mjs", manifest} }},
+	{"ruby-sdk", func(manifest string) []string { return []string{"ruby", "rb/client.rb", manifest} }},
 }
 
 func TestClients(t *testing.T) {
@@ -129,16 +130,23 @@ func checkLogs(t *testing.T, s *stack) {
 
 // progress prints the result of a test when the test ends.
 func progress(t *testing.T) {
-	result := "ok"
+	result := "OK"
 	if t.Failed() {
-		result = "FAILED"
+		result = "FAIL"
 	}
-	fmt.Printf("%-24s %s\n", strings.TrimPrefix(t.Name(), "TestClients/client/"), result)
+	name := t.Name()
+	for _, group := range []string{"TestClients/client/", "TestTools/tool/"} {
+		name = strings.TrimPrefix(name, group)
+	}
+	fmt.Printf("%-24s %s\n", name, result)
 }
 
-// heavy clients take minutes to build. They run in make e2e-full, or if
-// E2E_CLIENTS names them.
-var heavy = []string{"mc", "litestream"}
+// heavy clients take minutes to build, or have hundreds of megabytes of
+// packages. They run in make e2e-full, or if E2E_CLIENTS names them. run.sh
+// has the same list.
+var heavy = []string{
+	"mc", "litestream", "vmbackup", "pgbackrest", "barman-cloud", "gdal", "samtools", "git-annex", "s3backer", "docker-registry", "aptly",
+}
 
 func selected(name string) bool {
 	list := strings.Fields(os.Getenv("E2E_CLIENTS"))

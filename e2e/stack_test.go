@@ -122,6 +122,7 @@ func (s *stack) writeConfig(t *testing.T, name, address, admin, keyConfig, cert,
 	path := filepath.Join(t.TempDir(), name+".yaml")
 	text := fmt.Sprintf(`listen: %q
 admin_listen: %q
+domain: s3.localhost
 tls: {cert_file: %q, key_file: %q, ends_on_this_machine: true}
 origin:
   endpoint: %q
