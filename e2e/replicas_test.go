@@ -128,18 +128,7 @@ func newBalancer(targets []string) *balancer { return &balancer{targets: targets
 // HTTP.
 func (b *balancer) serve(t *testing.T, cert, key string) string {
 	t.Helper()
-	server := httptest.NewUnstartedServer(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host = "http", "replica"
-			r.Out.Host = r.In.Host // the signature covers it
-			if r.Out.Body != nil && r.Out.Body != http.NoBody {
-				r.Out.Body = &counted{r.Out.Body, b}
-			}
-		},
-		Transport:     &http.Transport{DialContext: b.dial, DisableKeepAlives: true, DisableCompression: true},
-		FlushInterval: -1,
-		ErrorLog:      log.New(io.Discard, "", 0), // connections break here on purpose
-	})
+	server := httptest.NewUnstartedServer(b.handler())
 	t.Cleanup(server.Close)
 	if cert == "" {
 		server.Start()
@@ -152,6 +141,21 @@ func (b *balancer) serve(t *testing.T, cert, key string) string {
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	server.StartTLS()
 	return server.URL
+}
+
+func (b *balancer) handler() http.Handler {
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = "http", "replica"
+			r.Out.Host = r.In.Host // the signature covers it
+			if r.Out.Body != nil && r.Out.Body != http.NoBody {
+				r.Out.Body = &counted{r.Out.Body, b}
+			}
+		},
+		Transport:     &http.Transport{DialContext: b.dial, DisableKeepAlives: true, DisableCompression: true},
+		FlushInterval: -1,
+		ErrorLog:      log.New(io.Discard, "", 0), // connections break here on purpose
+	}
 }
 
 func (b *balancer) dial(ctx context.Context, _, _ string) (net.Conn, error) {

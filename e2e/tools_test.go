@@ -34,6 +34,15 @@ var tools = []struct {
 	{"multer-s3", library("node", "js/multer.mjs")},
 	{"tus", library("node", "js/tus.mjs")},
 	{"lancedb", library("node", "js/lancedb.mjs")},
+	{"gdal", gdalRaster},
+	{"samtools", samtoolsReads},
+	{"pgbackrest", pgBackRest},
+	{"barman-cloud", barmanCloud},
+	{"vmbackup", vmBackup},
+	{"s3backer", s3backerMount},
+	{"git-annex", gitAnnex},
+	{"docker-registry", dockerRegistry},
+	{"aptly", aptlyPublish},
 }
 
 // use is a tool at the cluster, with its own bucket.
