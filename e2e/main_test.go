@@ -79,12 +79,12 @@ func TestClients(t *testing.T) {
 	}
 
 	t.Run("client", func(t *testing.T) {
-		for _, e := range s.endpoints {
+		for _, e := range slices.Backward(s.endpoints) { // the slowest clients run over TLS
 			for _, c := range clients {
 				if selectedAt(c.name, e) {
 					t.Run(c.name+" "+e.name, func(t *testing.T) {
 						t.Parallel()
-						defer progress(t)
+						t.Cleanup(func() { progress(t) })
 						runChecks(t, &session{
 							fixture: f, client: c.make(e, t.TempDir()), endpoint: e, judge: newGoSDK(e),
 							bucket: "e2e-" + c.name + "-" + e.name, proxied: s.proxied, column: c.name + " " + e.name,
@@ -156,11 +156,11 @@ func selected(name string) bool {
 	return len(list) == 0 && (os.Getenv("E2E_FULL") != "" || !slices.Contains(heavy, name))
 }
 
-// selectedAt also skips aws-cli over plain HTTP. It needs a second to start,
-// for each of a hundred commands. boto3 uses the same library and runs over
-// both.
+// selectedAt also skips aws-cli and s3cmd over plain HTTP. They need a second
+// to start, for each of a hundred commands. boto3 uses the same library as
+// aws-cli and runs over both.
 func selectedAt(name string, e endpoint) bool {
-	return selected(name) && (name != "aws-cli" || e.name == "https")
+	return selected(name) && (name != "aws-cli" && name != "s3cmd" || e.name == "https")
 }
 
 func pythonCommand() string {

@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"golang.org/x/sync/errgroup"
 )
 
 // runLength is how many consecutive bytes of plaintext count as a leak.
@@ -194,24 +198,35 @@ func searchObjects(
 	return objects, size, found, nil
 }
 
-// searchFiles searches every file below a directory.
+// searchFiles searches every file below a directory, some at a time.
 func searchFiles(dir string, find func([]byte) (offset int, found bool)) (files int, size int64, found []string, err error) {
-	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || !entry.Type().IsRegular() {
-			return err
-		}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(runtime.NumCPU())
+	search := func(path string) error {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return err
 		}
+		offset, ok := find(data)
+		mu.Lock()
+		defer mu.Unlock()
 		files++
 		size += int64(len(data))
-		if offset, ok := find(data); ok {
+		if ok {
 			name, _ := filepath.Rel(dir, path)
 			found = append(found, fmt.Sprintf("%s at byte %d", name, offset))
 		}
 		return nil
+	}
+
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() {
+			group.Go(func() error { return search(path) })
+		}
+		return err
 	})
+	err = errors.Join(err, group.Wait())
 	return files, size, found, err
 }
 
