@@ -226,7 +226,7 @@ func aptlyPublish(t *testing.T, u *use) {
 		run(t, "publish", "repo", "-architectures=amd64", "-skip-signing", "things", "s3:store:")
 		published(t, "first", first)
 	})
-	u.does(t, "sync", func(t *testing.T) {
+	u.does(t, "round trip", func(t *testing.T) {
 		run(t, "repo", "add", "things", second)
 		run(t, "publish", "update", "-skip-signing", "stable", "s3:store:")
 		published(t, "first", first)

@@ -7,7 +7,7 @@
 #   E2E_TARGET=store             run the clients at the store, without the
 #                                proxy: failures there are not caused by it
 #   E2E_FULL=1                   also run the clients that take minutes to
-#                                install: see heavy below
+#                                install: heavy, below
 #   E2E_UPDATE=1                 write the matrix of docs/s3-compatibility.md
 #                                instead of comparing it
 #   STORE=minio                  use MinIO as the store, or seaweedfs: building
