@@ -76,7 +76,7 @@ e2e: ## real clients against cmekproxy serve and a separate store (installs what
 	STORE=$(STORE) e2e/run.sh
 
 .PHONY: e2e-full
-e2e-full: ## e2e, plus the clients that take minutes to build: mc and litestream
+e2e-full: ## e2e, plus the clients that take minutes to install; prints OK or FAIL for each client
 	STORE=$(STORE) E2E_FULL=1 e2e/run.sh
 
 .PHONY: conformance

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -134,7 +135,7 @@ func (c *awsCLI) getIf(bucket, key string, when condition) ([]byte, error) {
 }
 
 func (c *awsCLI) getObject(bucket, key string, flags ...string) ([]byte, error) {
-	file := filepath.Join(c.dir, "got")
+	file := newPath(c.dir)
 	defer os.Remove(file)
 	if _, err := c.run(append([]string{"s3api", "get-object", "--bucket", bucket, "--key", key, file}, flags...)...); err != nil {
 		return nil, err
@@ -185,7 +186,7 @@ func (c *awsCLI) putChecksum(bucket, key string, data []byte, algorithm, value s
 }
 
 func (c *awsCLI) getVerified(bucket, key string) ([]byte, map[string]string, error) {
-	file := filepath.Join(c.dir, "got")
+	file := newPath(c.dir)
 	defer os.Remove(file)
 	var answer map[string]any
 	if err := c.answer(&answer, "get-object", "--bucket", bucket, "--key", key, "--checksum-mode", "ENABLED", file); err != nil {
@@ -350,6 +351,9 @@ func (c *awsCLI) presign(method, bucket, key string, valid time.Duration) (strin
 }
 
 // tempFile writes data to a new file in dir.
+// newPath returns a path that no other check uses.
+func newPath(dir string) string { return filepath.Join(dir, "got-"+rand.Text()) }
+
 func tempFile(dir string, data []byte) (string, error) {
 	f, err := os.CreateTemp(dir, "put-")
 	if err != nil {

@@ -1,9 +1,9 @@
 // Package e2e tests the proxy with real clients over plain HTTP and TLS.
 // Endpoint, credentials and path style are set; all other settings are the
-// client's defaults. The clients are aws-cli, boto3, the AWS SDKs for Go
-// and JavaScript with their transfer managers, minio-go, minio-js, mc,
+// client's defaults. The clients are aws-cli, boto3, the AWS SDKs for Go,
+// JavaScript and Ruby with their transfer managers, minio-go, minio-js, mc,
 // rclone and s3cmd. Programs that build on S3 are tested too: backups,
-// mounted buckets and databases.
+// mounted buckets, databases, registries, uploads and readers of ranges.
 //
 // run.sh installs and builds what is needed and runs the tests. The tests
 // start a store, a KMS (kmsd) and two proxies as separate processes. The store
@@ -17,7 +17,7 @@
 //	copyraces_test.go     copies that race overwrites
 //	fixture_test.go       the bodies and keys that clients store
 //	client_test.go        the operations of a client; each client has its
-//	                      own file, and js/ and py/ have the scripts
+//	                      own file, and js/, py/ and rb/ have the scripts
 //	checks_test.go        the checks and their expected results
 //	copies_test.go        copies, multipart uploads and tags
 //	post_test.go          uploads with HTML forms
@@ -40,7 +40,11 @@
 //	kmserrors_test.go     how clients react to errors of the KMS
 //	tools_test.go         programs that build on S3
 //	backups_test.go       restic, duplicity and litestream
-//	mounts_test.go        s3fs and rclone mount
+//	databases_test.go     pgBackRest, Barman and vmbackup, with databases
+//	mounts_test.go        s3fs, rclone mount and s3backer
+//	readers_test.go       GDAL and samtools, which read ranges
+//	artifacts_test.go     git-annex, a container registry and aptly
+//	awscli2_test.go       what version 2 of aws-cli sends
 //	libraries_test.go     the acceptance tests of Thanos, and Parquet
 //	conformance_test.go   public suites, at the store and through the
 //	                      proxy; conformance.txt explains the differences

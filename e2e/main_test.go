@@ -53,6 +53,7 @@ var scripts = []struct {
 	{"boto3", func(manifest string) []string { return []string{pythonCommand(), "py/client.py", manifest} }},
 	{"js-sdk", func(manifest string) []string { return []string{"node", "js/client.mjs", manifest} }},
 	{"minio-js", func(manifest string) []string { return []string{"node", "js/minio.mjs", manifest} }},
+	{"ruby-sdk", func(manifest string) []string { return []string{"ruby", "rb/client.rb", manifest} }},
 }
 
 func TestClients(t *testing.T) {
@@ -78,12 +79,12 @@ func TestClients(t *testing.T) {
 	}
 
 	t.Run("client", func(t *testing.T) {
-		for _, e := range s.endpoints {
+		for _, e := range slices.Backward(s.endpoints) { // the slowest clients run over TLS
 			for _, c := range clients {
 				if selectedAt(c.name, e) {
 					t.Run(c.name+" "+e.name, func(t *testing.T) {
 						t.Parallel()
-						defer progress(t)
+						t.Cleanup(func() { progress(t) })
 						runChecks(t, &session{
 							fixture: f, client: c.make(e, t.TempDir()), endpoint: e, judge: newGoSDK(e),
 							bucket: "e2e-" + c.name + "-" + e.name, proxied: s.proxied, column: c.name + " " + e.name,
@@ -129,16 +130,23 @@ func checkLogs(t *testing.T, s *stack) {
 
 // progress prints the result of a test when the test ends.
 func progress(t *testing.T) {
-	result := "ok"
+	result := "OK"
 	if t.Failed() {
-		result = "FAILED"
+		result = "FAIL"
 	}
-	fmt.Printf("%-24s %s\n", strings.TrimPrefix(t.Name(), "TestClients/client/"), result)
+	name := t.Name()
+	for _, group := range []string{"TestClients/client/", "TestTools/tool/"} {
+		name = strings.TrimPrefix(name, group)
+	}
+	fmt.Printf("%-24s %s\n", name, result)
 }
 
-// heavy clients take minutes to build. They run in make e2e-full, or if
-// E2E_CLIENTS names them.
-var heavy = []string{"mc", "litestream"}
+// heavy clients take minutes to build, or have hundreds of megabytes of
+// packages. They run in make e2e-full, or if E2E_CLIENTS names them. run.sh
+// has the same list.
+var heavy = []string{
+	"mc", "litestream", "vmbackup", "pgbackrest", "barman-cloud", "gdal", "samtools", "git-annex", "s3backer", "docker-registry", "aptly",
+}
 
 func selected(name string) bool {
 	list := strings.Fields(os.Getenv("E2E_CLIENTS"))
@@ -148,11 +156,11 @@ func selected(name string) bool {
 	return len(list) == 0 && (os.Getenv("E2E_FULL") != "" || !slices.Contains(heavy, name))
 }
 
-// selectedAt also skips aws-cli over plain HTTP. It needs a second to start,
-// for each of a hundred commands. boto3 uses the same library and runs over
-// both.
+// selectedAt also skips aws-cli and s3cmd over plain HTTP. They need a second
+// to start, for each of a hundred commands. boto3 uses the same library as
+// aws-cli and runs over both.
 func selectedAt(name string, e endpoint) bool {
-	return selected(name) && (name != "aws-cli" || e.name == "https")
+	return selected(name) && (name != "aws-cli" && name != "s3cmd" || e.name == "https")
 }
 
 func pythonCommand() string {

@@ -45,18 +45,34 @@ var versions = []struct {
 	{"boto3", "boto3 and its transfer manager", printed(pythonCommand(), "-c", "import boto3; print(boto3.__version__)")},
 	{"go-sdk", "aws-sdk-go-v2, feature/s3/manager and transfermanager", module("github.com/aws/aws-sdk-go-v2/service/s3")},
 	{"js-sdk", "@aws-sdk/client-s3 and lib-storage", nodeModule("@aws-sdk/client-s3")},
+	{"ruby-sdk", "AWS SDK for Ruby", printed("ruby", "-e", `require "aws-sdk-s3"; puts Aws::S3::GEM_VERSION`)},
 	{"minio-go", "minio-go", module("github.com/minio/minio-go/v7")},
 	{"minio-js", "minio-js", nodeModule("minio")},
 	{"mc", "mc", module("github.com/minio/mc")},
 	{"rclone", "rclone, rclone mount", printed("rclone", "version")},
 	{"s3cmd", "s3cmd", printed("s3cmd", "--version")},
+	{"s4cmd", "s4cmd", printed("s4cmd", "--version")},
+	{"smart_open", "smart_open", printed("/usr/bin/python3", "-c", "import smart_open; print(smart_open.__version__)")},
+	{"s3-sync-client", "s3-sync-client", nodeModule("s3-sync-client")},
+	{"multer-s3", "multer-s3", nodeModule("multer-s3")},
+	{"tus", "tus-js-client and @tus/s3-store", nodeModule("@tus/s3-store")},
 	{"restic", "restic", printed("restic", "version")},
 	{"duplicity", "duplicity", printed("duplicity", "--version")},
 	{"litestream", "litestream", module("github.com/benbjohnson/litestream")},
+	{"pgbackrest", "pgBackRest, of PostgreSQL", printed("pgbackrest", "version")},
+	{"barman-cloud", "barman-cloud, of PostgreSQL", printed("barman-cloud-backup", "--version")},
+	{"vmbackup", "vmbackup, of VictoriaMetrics", module("github.com/VictoriaMetrics/VictoriaMetrics/app/vmbackup")},
+	{"git-annex", "git-annex, its own test of remotes", printed("git-annex", "version")},
 	{"s3fs", "s3fs", printed("s3fs", "--version")},
+	{"s3backer", "s3backer, by virtual hosts", printed("s3backer", "--version")},
 	{"registry", "distribution (container registry), its S3 driver", module("github.com/distribution/distribution/v3")},
+	{"docker-registry", "Docker registry, with skopeo", printed("docker-registry", "--version")},
+	{"aptly", "aptly", printed("aptly", "version")},
 	{"thanos", "Thanos objstore, its acceptance tests", module("github.com/thanos-io/objstore")},
 	{"parquet-go", "parquet-go over ranged reads", module("github.com/parquet-go/parquet-go")},
+	{"lancedb", "LanceDB", nodeModule("@lancedb/lancedb")},
+	{"gdal", "GDAL /vsis3", printed("gdalinfo", "--version")},
+	{"samtools", "samtools (reads only)", printed("samtools", "--version")},
 }
 
 // printed returns the first word with a digit in the output of a program.
@@ -68,7 +84,7 @@ func printed(command string, args ...string) func() string {
 				word = after
 			}
 			if word = strings.TrimPrefix(strings.TrimPrefix(word, "v"), "V"); word != "" && word[0] >= '0' && word[0] <= '9' {
-				return word
+				return strings.TrimRight(word, ",")
 			}
 		}
 		return "?"
@@ -85,7 +101,8 @@ func nodeModule(name string) func() string {
 const matrixNotes = `
 ✓: the client does this with its default settings, apart from endpoint, credentials and path style, and every byte, size and answer
 is right; nothing that it prints is about ETags, MD5 or checksums. Blank: it has no such operation, or the tests do not ask for it. The clients from aws-cli to
-s3cmd run over HTTP and over TLS (aws-cli over TLS only); backups, mounts and libraries run at two replicas behind a balancer.
+s3cmd run over HTTP and over TLS (aws-cli and s3cmd over TLS only); all others run at two replicas behind a balancer. At the end, nothing that
+they stored is in the store as plaintext.
 
 - **multipart**: a file that is too large for one request, up and down, as the client does it by itself. **copy**: by the server, of
   single-PUT and multipart objects; also renames, and copies of parts. **sync twice**: the second run copies nothing, either way.
@@ -99,11 +116,17 @@ SSE-KMS at AWS. Objects that rclone puts in parts carry their MD5 in metadata, a
 With minio-js, ''putObject'' of a stream whose length is not told must be of 5 MiB or more, or be given the length: without it, minio-js sends
 parts, begins to number them at 2, and the proxy refuses an upload with a gap whose last part is too short to be followed by another.
 
-''make e2e'' runs all but mc and litestream, which take minutes to build: ''make e2e-full'' runs these too. ''STORE=minio'', ''seaweedfs'' or ''ceph'' has another store
-in place of versitygw.
+- **s4cmd** takes the ETag for an MD5, so ''s4cmd sync'' copies every file again. It is the same with SSE-KMS at AWS.
+- **s3fs** with ''-o enable_content_md5'' fails with EIO, and **boto** 2.49 reports a mismatch: both compare the ETag with their MD5.
+- **multer-s3** waits for ever for the first byte of an empty file, and **@tus/s3-store** stores no empty files, at any store.
+- **git-annex** 10.20230126 signs no port with Signature Version 4: it needs port 80 or 443, at any store.
+- **samtools** 1.16 fails to write to an endpoint with path style over plain HTTP, at any store.
 
-Not run, as the tests install from Debian, npm and the Go module proxy only: aws-cli version 2 as AWS packages it (its default checksums are those
-of boto3 and the Go SDK here), and DuckDB and Arrow (DuckDB's npm package fetches its S3 reader from a server of its own; parquet-go reads
+''make e2e'' runs those that are quick to install. ''make e2e-full'' also runs mc, litestream, vmbackup, pgBackRest, barman-cloud, GDAL, samtools,
+git-annex, s3backer, the Docker registry and aptly. ''STORE=minio'', ''seaweedfs'' or ''ceph'' has another store in place of versitygw.
+
+Not run, as the tests install from Debian, npm and the Go module proxy only: aws-cli version 2 as AWS packages it (a test sends what it sends,
+CRC64NVME in trailers included), and DuckDB and Arrow (DuckDB's npm package fetches its S3 reader from a server of its own; parquet-go reads
 Parquet by ranges in their place).
 `
 

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -135,6 +137,58 @@ func s3fsMount(t *testing.T, u *use) {
 		must(t, environment(), "rmdir", filepath.Join(point, "folder"))
 		if entries, err := os.ReadDir(point); err != nil || len(entries) != 0 {
 			t.Errorf("left: %v, %v", entries, err)
+		}
+	})
+}
+
+// s3backerMount writes to a block device in a bucket, which s3backer asks for
+// with a virtual host.
+func s3backerMount(t *testing.T, u *use) {
+	const size = 20 * mib
+	e, dir := u.c.endpoint, t.TempDir()
+	password := filepath.Join(dir, "password")
+	if err := os.WriteFile(password, []byte(e.accessKey+":"+e.secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	_, port, err := net.SplitHostPort(e.host())
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := []string{
+		"--vhost", "--baseURL=http://" + domain + ":" + port + "/", "--accessFile=" + password, "--region=" + region, "--blockSize=128k",
+		"--size=2g", "--listBlocks",
+	}
+	mount := func(t *testing.T) string {
+		t.Helper()
+		return mounted(t, func(point string) ([]string, string, []string) {
+			return environment(), "s3backer", append(slices.Clone(options), "-f", u.bucket, point)
+		})
+	}
+
+	original := filepath.Join(dir, "original")
+	writeRandom(t, original, size)
+	u.does(t, "round trip", func(t *testing.T) {
+		must(t, environment(), "dd", "status=none", "conv=notrunc,fsync", "bs=1M", "if="+original, "of="+filepath.Join(mount(t), "file"))
+	})
+	u.does(t, "ranges", func(t *testing.T) {
+		device := filepath.Join(mount(t), "file")
+		readAtRandom(t, device, original)
+		must(t, environment(), "cmp", fmt.Sprintf("--bytes=%d", size), device, original)
+		// Zeros are no blocks: they are deleted.
+		must(t, environment(), "dd", "status=none", "conv=notrunc,fsync", "bs=1M", "count=10", "if=/dev/zero", "of="+device)
+	})
+
+	u.does(t, "listing", func(t *testing.T) {
+		sizes, err := newGoSDK(e).list(u.bucket, "")
+		if err != nil || len(sizes) < 80 || len(sizes) > 82 {
+			t.Errorf("%d blocks, not 80, %v", len(sizes), err)
+		}
+	})
+	u.does(t, "delete", func(t *testing.T) {
+		must(t, environment(), "s3backer", append(slices.Clone(options), "--erase", "--force", u.bucket)...)
+		if sizes, err := newGoSDK(e).list(u.bucket, ""); err != nil || len(sizes) > 1 {
+			t.Errorf("left: %v, %v", sizes, err)
 		}
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -86,7 +85,7 @@ func (c *rclone) putWith(bucket, key string, data []byte, a attributes) error {
 }
 
 func (c *rclone) get(bucket, key string) ([]byte, error) {
-	file := filepath.Join(c.dir, "got")
+	file := newPath(c.dir)
 	defer os.Remove(file)
 	// For an object that does not exist, "cat" prints nothing and "copyto"
 	// copies nothing. Neither reports an error.
@@ -177,7 +176,7 @@ func (c *rclone) syncBack(bucket, prefix, dir string) (int, error) {
 
 // transfers runs a sync and reads the number of copied files from its log.
 func (c *rclone) transfers(args ...string) (int, error) {
-	log := filepath.Join(c.dir, "rclone.log")
+	log := newPath(c.dir)
 	defer os.Remove(log)
 	args = append(args, "--use-json-log", "--log-file", log, "--stats", "1h", "--stats-log-level", "NOTICE", "-v")
 	if _, err := c.run(nil, args...); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ const mib = 1 << 20
 // killed: failures there are not caused by the proxy.
 type cluster struct {
 	endpoint endpoint // of the balancer
+	tls      endpoint // of the balancer, over TLS
 	balancer *balancer
 	replicas []*replica
 	store    *stack
@@ -65,8 +67,7 @@ func startCluster(t *testing.T) *cluster {
 	s.store = s.startStore(t, "http", newCredentials(), "", "")
 	c := &cluster{store: s}
 	if !s.proxied {
-		c.balancer = newBalancer([]string{s.store.host()})
-		c.endpoint = endpoint{name: "http", url: c.balancer.serve(t), credentials: s.store.credentials}
+		c.balance(t, []string{s.store.host()}, s.store.credentials)
 		return c
 	}
 
@@ -92,9 +93,17 @@ func startCluster(t *testing.T) *cluster {
 		c.replicas, addresses = append(c.replicas, r), append(addresses, r.address)
 	}
 
-	c.balancer = newBalancer(addresses)
-	c.endpoint = endpoint{name: "http", url: c.balancer.serve(t), credentials: client}
+	c.balance(t, addresses, client)
 	return c
+}
+
+// balance starts the balancer.
+func (c *cluster) balance(t *testing.T, targets []string, client credentials) {
+	t.Helper()
+	c.balancer = newBalancer(targets)
+	c.endpoint = endpoint{name: "http", url: c.balancer.serve(t, "", ""), credentials: client}
+	cert, key := newCertificate(t)
+	c.tls = endpoint{name: "https", url: c.balancer.serve(t, cert, key), ca: cert, credentials: client}
 }
 
 // balancer sends each request to the next target. If that target refuses the
@@ -115,8 +124,27 @@ type watch struct {
 
 func newBalancer(targets []string) *balancer { return &balancer{targets: targets} }
 
-func (b *balancer) serve(t *testing.T) string {
-	server := httptest.NewServer(&httputil.ReverseProxy{
+// serve returns the balancer's URL. Without a certificate, it serves plain
+// HTTP.
+func (b *balancer) serve(t *testing.T, cert, key string) string {
+	t.Helper()
+	server := httptest.NewUnstartedServer(b.handler())
+	t.Cleanup(server.Close)
+	if cert == "" {
+		server.Start()
+		return server.URL
+	}
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	server.StartTLS()
+	return server.URL
+}
+
+func (b *balancer) handler() http.Handler {
+	return &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", "replica"
 			r.Out.Host = r.In.Host // the signature covers it
@@ -127,9 +155,7 @@ func (b *balancer) serve(t *testing.T) string {
 		Transport:     &http.Transport{DialContext: b.dial, DisableKeepAlives: true, DisableCompression: true},
 		FlushInterval: -1,
 		ErrorLog:      log.New(io.Discard, "", 0), // connections break here on purpose
-	})
-	t.Cleanup(server.Close)
-	return server.URL
+	}
 }
 
 func (b *balancer) dial(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -22,6 +22,24 @@ import (
 // downloads and uploads run meanwhile. The time must not exceed the window
 // that /metrics states. Times are shortened unless E2E_PROOF=full.
 func TestRevocation(t *testing.T) {
+	if full() {
+		measure(t, fullSettings)
+	} else {
+		measure(t, []setting{{2 * time.Second, 0}})
+	}
+}
+
+// TestRevocationWithProbe is TestRevocation with a probe of the key. It runs
+// at the same time.
+func TestRevocationWithProbe(t *testing.T) {
+	if full() {
+		t.Skip("TestRevocation measures all settings")
+	}
+	measure(t, []setting{{5 * time.Second, time.Second}})
+}
+
+func measure(t *testing.T, settings []setting) {
+	t.Helper()
 	if !selected("go-sdk") {
 		t.Skip("not selected")
 	}
@@ -29,7 +47,7 @@ func TestRevocation(t *testing.T) {
 	stage := newStage(t)
 	stage.prepareParts()
 	t.Cleanup(func() { t.Log("\n" + stage.table()) })
-	for _, s := range settings(stage.full) {
+	for _, s := range settings {
 		stage.configure(s)
 		for _, a := range stage.acts(s) {
 			t.Run(fmt.Sprintf("ttl=%v probe=%v %s", s.ttl, s.probe, a.name), func(t *testing.T) { stage.play(t, s, a) })
@@ -40,18 +58,15 @@ func TestRevocation(t *testing.T) {
 // setting holds the settings that an operator chooses.
 type setting struct{ ttl, probe time.Duration }
 
-func settings(full bool) []setting {
-	if full {
-		return []setting{
-			{2 * time.Second, 0},
-			{2 * time.Second, 500 * time.Millisecond},
-			{10 * time.Second, 0},
-			{10 * time.Second, time.Second},
-			{time.Minute, 5 * time.Second},
-		}
-	}
-	return []setting{{2 * time.Second, 0}, {5 * time.Second, time.Second}}
+var fullSettings = []setting{
+	{2 * time.Second, 0},
+	{2 * time.Second, 500 * time.Millisecond},
+	{10 * time.Second, 0},
+	{10 * time.Second, time.Second},
+	{time.Minute, 5 * time.Second},
 }
+
+func full() bool { return os.Getenv("E2E_PROOF") == "full" }
 
 // act is a way to revoke a key and to restore it.
 type act struct {
@@ -217,7 +232,7 @@ type stage struct {
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	s := &stage{t: t, full: os.Getenv("E2E_PROOF") == "full", bucket: "revocation", big: 128 * mib, before: make(map[string]func())}
+	s := &stage{t: t, full: full(), bucket: "revocation", big: 128 * mib, before: make(map[string]func())}
 	if s.full {
 		s.big = 1024 * mib
 	}

@@ -7,7 +7,7 @@
 #   E2E_TARGET=store             run the clients at the store, without the
 #                                proxy: failures there are not caused by it
 #   E2E_FULL=1                   also run the clients that take minutes to
-#                                build: mc and litestream
+#                                install: heavy, below
 #   E2E_UPDATE=1                 write the matrix of docs/s3-compatibility.md
 #                                instead of comparing it
 #   STORE=minio                  use MinIO as the store, or seaweedfs: building
@@ -25,7 +25,8 @@ minio=v0.0.0-20260212201848-7aac2a2c5b7c
 seaweedfs=v0.0.0-20261109003541-7506e5f91cd6
 mc=v0.0.0-20250313080218-cf909e1063a9
 litestream=v0.5.18
-heavy=" mc litestream "
+vmbackup=v1.135.0
+heavy=" mc litestream vmbackup pgbackrest barman-cloud gdal samtools git-annex s3backer docker-registry aptly "
 
 say() { printf 'e2e: %s\n' "$*"; }
 
@@ -37,7 +38,16 @@ wanted() {
   fi
 }
 
-wanted_node() { wanted js-sdk || wanted minio-js; }
+# any_wanted CLIENT... reports whether one of the clients is to run.
+any_wanted() {
+  local client
+  for client in "$@"; do
+    if wanted "$client"; then return 0; fi
+  done
+  return 1
+}
+
+wanted_node() { any_wanted js-sdk minio-js s3-sync-client multer-s3 tus lancedb; }
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -54,18 +64,45 @@ python_with() {
   return 1
 }
 
+# A client, a program that it needs, and the Debian packages that have it.
+# The path of a program is a pattern.
+programs="
+aws-cli          aws                       awscli
+rclone           rclone                    rclone
+rclone           fusermount                fuse
+s3cmd            s3cmd                     s3cmd
+ruby-sdk         ruby                      ruby
+restic           restic                    restic
+duplicity        duplicity                 duplicity
+s3fs             s3fs                      s3fs
+s3fs             fusermount                fuse
+s4cmd            s4cmd                     s4cmd
+smart_open       python3                   python3
+gdal             gdalinfo                  gdal-bin
+samtools         samtools                  samtools
+git-annex        git-annex                 git-annex
+s3backer         s3backer                  s3backer
+s3backer         fusermount                fuse
+pgbackrest       pgbackrest                pgbackrest
+pgbackrest       /usr/lib/postgresql/*/bin/initdb  postgresql
+barman-cloud     barman-cloud-backup       barman-cli-cloud
+barman-cloud     /usr/lib/postgresql/*/bin/initdb  postgresql
+docker-registry  docker-registry           docker-registry
+docker-registry  skopeo                    skopeo
+aptly            aptly                     aptly
+"
+
 install_packages() {
-  local missing=()
-  if wanted aws-cli && ! has aws; then missing+=(awscli); fi
+  local missing=() client program package
+  while read -r client program package; do
+    # shellcheck disable=SC2086 # the path may be a pattern
+    if [[ -n $client ]] && wanted "$client" && ! has $program; then missing+=("$package"); fi
+  done <<<"$programs"
   if wanted boto3 && ! python_with boto3 >/dev/null; then missing+=(python3 python3-boto3); fi
-  if wanted rclone && ! has rclone; then missing+=(rclone); fi
-  if wanted s3cmd && ! has s3cmd; then missing+=(s3cmd); fi
-  if wanted restic && ! has restic; then missing+=(restic); fi
-  if wanted duplicity && ! has duplicity; then missing+=(duplicity); fi
-  # Debian's own Python runs it.
-  if wanted duplicity && ! /usr/bin/python3 -c 'import boto3' >/dev/null 2>&1; then missing+=(python3-boto3); fi
-  if wanted s3fs && ! has s3fs; then missing+=(s3fs); fi
-  if { wanted s3fs || wanted rclone; } && ! has fusermount; then missing+=(fuse); fi
+  # Debian's own Python runs these.
+  if any_wanted duplicity barman-cloud && ! /usr/bin/python3 -c 'import boto3' >/dev/null 2>&1; then missing+=(python3-boto3); fi
+  if wanted smart_open && ! /usr/bin/python3 -c 'import smart_open, boto3' >/dev/null 2>&1; then missing+=(python3-smart-open python3-boto3); fi
+  if wanted ruby-sdk && ! { has ruby && ruby -e 'require "aws-sdk-s3"' >/dev/null 2>&1; }; then missing+=(ruby-aws-sdk-s3); fi
   if wanted_node && ! has node; then missing+=(nodejs); fi
   if wanted_node && ! has npm; then missing+=(npm); fi
   if [[ ${STORE:-} == ceph ]] && ! { has ceph-mon && has ceph-osd && has radosgw && has ceph; }; then
@@ -125,6 +162,11 @@ esac
 if wanted mc; then install_go mc github.com/minio/mc github.com/minio/mc "$mc" "two minutes"; fi
 if wanted litestream; then
   install_go litestream github.com/benbjohnson/litestream github.com/benbjohnson/litestream/cmd/litestream "$litestream" "four minutes"
+fi
+if wanted vmbackup; then
+  for program in vmbackup vmrestore victoria-metrics; do
+    install_go $program github.com/VictoriaMetrics/VictoriaMetrics "github.com/VictoriaMetrics/VictoriaMetrics/app/$program" "$vmbackup" "a minute"
+  done
 fi
 if [[ -n ${E2E_CONFORMANCE:-} ]]; then
   install_go versitygw github.com/versity/versitygw github.com/versity/versitygw/cmd/versitygw "$versitygw" "a few minutes"

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -73,7 +72,7 @@ func (c *s3cmd) putFile(bucket, key string, data []byte, flags ...string) error 
 }
 
 func (c *s3cmd) get(bucket, key string) ([]byte, error) {
-	file := filepath.Join(c.dir, "got")
+	file := newPath(c.dir)
 	defer os.Remove(file)
 	if _, err := c.run("get", "--force", "s3://"+bucket+"/"+key, file); err != nil {
 		return nil, err
@@ -84,7 +83,7 @@ func (c *s3cmd) get(bucket, key string) ([]byte, error) {
 // resume continues a download that already has the bytes in have. It sends a
 // range with an open end.
 func (c *s3cmd) resume(bucket, key string, have []byte) ([]byte, error) {
-	file := filepath.Join(c.dir, "got")
+	file := newPath(c.dir)
 	defer os.Remove(file)
 	if err := os.WriteFile(file, have, 0o600); err != nil {
 		return nil, err

@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"golang.org/x/sync/errgroup"
 )
 
 // runLength is how many consecutive bytes of plaintext count as a leak.
@@ -103,6 +107,64 @@ func searchStore(s *stack, find func([]byte) (offset int, found bool)) (files in
 	return searchFiles(s.dir, find)
 }
 
+// samples returns the beginning of every object, as clients read it, and its
+// last bytes.
+func samples(c *goSDK) ([][]byte, error) {
+	ctx := context.Background()
+	buckets, err := c.s3.ListBuckets(ctx, &s3.ListBucketsInput{})
+	if err != nil {
+		return nil, err
+	}
+
+	var all [][]byte
+	for _, bucket := range buckets.Buckets {
+		sizes, err := c.list(*bucket.Name, "")
+		if err != nil {
+			return nil, err
+		}
+		for key, size := range sizes {
+			for _, spec := range []string{fmt.Sprintf("0-%d", sampleSize-1), fmt.Sprintf("-%d", sampleSize)} {
+				if size == 0 || size <= sampleSize && spec[0] == '-' {
+					continue
+				}
+				data, err := c.getRange(*bucket.Name, key, spec)
+				if err != nil {
+					return nil, fmt.Errorf("%s/%s: %w", *bucket.Name, key, err)
+				}
+				all = append(all, data)
+			}
+		}
+	}
+	return all, nil
+}
+
+// sampleSize is how much samples reads at the beginning and at the end of an
+// object.
+const sampleSize = 70_000
+
+// searchForObjects searches the store for what clients can read through the
+// proxy.
+func searchForObjects(t *testing.T, c *cluster) {
+	t.Helper()
+	plaintexts, err := samples(newGoSDK(c.endpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, size, found, err := searchStore(c.store, newSearcher(plaintexts).find)
+	switch {
+	case err != nil:
+		t.Fatal(err)
+	case !c.store.proxied:
+		if len(found) == 0 {
+			t.Errorf("without a proxy, no plaintext was found in %d files", files)
+		}
+	case len(found) > 0:
+		t.Errorf("plaintext in the store, in %d of %d files: %s", len(found), files, found[:min(20, len(found))])
+	default:
+		table.note("no plaintext of %d samples in %d files of %d bytes that the tools stored", len(plaintexts), files, size)
+	}
+}
+
 // searchObjects searches every object, as the store returns it.
 func searchObjects(
 	c *goSDK,
@@ -136,24 +198,35 @@ func searchObjects(
 	return objects, size, found, nil
 }
 
-// searchFiles searches every file below a directory.
+// searchFiles searches every file below a directory, some at a time.
 func searchFiles(dir string, find func([]byte) (offset int, found bool)) (files int, size int64, found []string, err error) {
-	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || !entry.Type().IsRegular() {
-			return err
-		}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(runtime.NumCPU())
+	search := func(path string) error {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return err
 		}
+		offset, ok := find(data)
+		mu.Lock()
+		defer mu.Unlock()
 		files++
 		size += int64(len(data))
-		if offset, ok := find(data); ok {
+		if ok {
 			name, _ := filepath.Rel(dir, path)
 			found = append(found, fmt.Sprintf("%s at byte %d", name, offset))
 		}
 		return nil
+	}
+
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() {
+			group.Go(func() error { return search(path) })
+		}
+		return err
 	})
+	err = errors.Join(err, group.Wait())
 	return files, size, found, err
 }
 

@@ -20,6 +20,10 @@ import (
 
 const region = "eu-central-1"
 
+// domain is the name for virtual hosts. curl resolves all names below
+// localhost.
+const domain = "s3.localhost"
+
 // credentials are generated for each run and never printed.
 type credentials struct{ accessKey, secret string }
 
@@ -122,6 +126,7 @@ func (s *stack) writeConfig(t *testing.T, name, address, admin, keyConfig, cert,
 	path := filepath.Join(t.TempDir(), name+".yaml")
 	text := fmt.Sprintf(`listen: %q
 admin_listen: %q
+domain: %q
 tls: {cert_file: %q, key_file: %q, ends_on_this_machine: true}
 origin:
   endpoint: %q
@@ -140,7 +145,7 @@ encryption:
   customer_keys: allow
   rules:
     - {buckets: ["*"], key: default, allowed_keys: ["*"]}
-`, address, admin, cert, key, s.store.url, region, keyConfig)
+`, address, admin, domain, cert, key, s.store.url, region, keyConfig)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -193,6 +198,7 @@ func newCertificate(t *testing.T) (cert, key string) {
 		BasicConstraintsValid: true,
 		IsCA:                  true,
 		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames:              []string{"localhost"},
 	}
 
 	certDER, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)

@@ -3,9 +3,11 @@ package e2e
 import (
 	"bytes"
 	"crypto/rand"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -26,13 +28,40 @@ var tools = []struct {
 	{"s3fs", s3fsMount},
 	{"thanos", thanosAcceptance},
 	{"parquet-go", parquetColumns},
+	{"s4cmd", s4cmdSync},
+	{"smart_open", library("/usr/bin/python3", "py/smart.py")}, // Debian's
+	{"s3-sync-client", library("node", "js/syncclient.mjs")},
+	{"multer-s3", library("node", "js/multer.mjs")},
+	{"tus", library("node", "js/tus.mjs")},
+	{"lancedb", library("node", "js/lancedb.mjs")},
+	{"gdal", gdalRaster},
+	{"samtools", samtoolsReads},
+	{"pgbackrest", pgBackRest},
+	{"barman-cloud", barmanCloud},
+	{"vmbackup", vmBackup},
+	{"s3backer", s3backerMount},
+	{"git-annex", gitAnnex},
+	{"docker-registry", dockerRegistry},
+	{"aptly", aptlyPublish},
 }
 
 // use is a tool at the cluster, with its own bucket.
 type use struct {
-	name   string
-	c      *cluster
-	bucket string
+	name    string
+	c       *cluster
+	bucket  string
+	fixture *fixture
+}
+
+// library returns the test of a library in another language. As the scripts
+// of TestClients, its script reads a manifest and prints its results.
+func library(command ...string) func(t *testing.T, u *use) {
+	return func(t *testing.T, u *use) {
+		m := &manifest{
+			fixture: u.fixture, Endpoint: u.c.endpoint.url, Region: region, Bucket: u.bucket, Proxied: u.c.store.proxied,
+		}
+		runScript(t, u.c.endpoint, u.name+" cluster", append(slices.Clone(command), m.write(t)))
+	}
 }
 
 // does runs one step of a tool and records its result in the table.
@@ -42,10 +71,11 @@ func (u *use) does(t *testing.T, row string, step func(t *testing.T)) {
 }
 
 // TestTools runs typical nightly jobs: a sync whose second run must copy
-// nothing, a comparison of every byte, backups, mounted buckets, and
-// databases.
+// nothing, a comparison of every byte, backups, mounted buckets, databases,
+// and libraries that store files. At the end, nothing that they have stored
+// is in the store as plaintext.
 func TestTools(t *testing.T) {
-	c := startCluster(t)
+	c, f := startCluster(t), newFixture(t)
 	for _, tool := range tools {
 		if selected(tool.name) {
 			table.addColumn(tool.name + " cluster")
@@ -60,7 +90,7 @@ func TestTools(t *testing.T) {
 			t.Run(tool.name, func(t *testing.T) {
 				t.Parallel()
 				defer progress(t)
-				u := &use{tool.name, c, "tool-" + tool.name}
+				u := &use{tool.name, c, "tool-" + strings.ReplaceAll(tool.name, "_", "-"), f}
 				if err := newGoSDK(c.endpoint).createBucket(u.bucket); err != nil {
 					t.Fatal(err)
 				}
@@ -68,6 +98,7 @@ func TestTools(t *testing.T) {
 			})
 		}
 	})
+	t.Run("store", func(t *testing.T) { searchForObjects(t, c) })
 }
 
 // must runs a program to its end.
@@ -87,6 +118,9 @@ func (u *use) awsEnvironment(extra ...string) []string {
 	return environment(append(extra, "AWS_ACCESS_KEY_ID="+e.accessKey, "AWS_SECRET_ACCESS_KEY="+e.secret, "AWS_DEFAULT_REGION="+region,
 		"AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/nonexistent", "AWS_SHARED_CREDENTIALS_FILE=/nonexistent")...)
 }
+
+// newTreeSize is the size of all files of newTree.
+const newTreeSize = 1 + 5*mib - 1 + 5*mib + 8*mib + 8*mib + 1 + 16*mib + 20*mib + 3
 
 // newTree makes a directory of files. Their sizes are close to those at
 // which clients change their behavior.
@@ -254,5 +288,43 @@ func mcUse(t *testing.T, u *use) {
 			t.Errorf("the second mirror back copied %d files: %v", copied, err)
 		}
 		sameTree(t, tree, back)
+	})
+}
+
+// s4cmdSync copies directories. The second sync copies everything again,
+// because s4cmd takes the ETag for an MD5.
+func s4cmdSync(t *testing.T, u *use) {
+	tree, back, at := newTree(t), t.TempDir(), "s3://"+u.bucket+"/tree"
+	run := func(t *testing.T, args ...string) string {
+		t.Helper()
+		return must(t, u.awsEnvironment("HOME="+t.TempDir()), "s4cmd", append(args, "--endpoint-url", u.c.endpoint.url)...)
+	}
+
+	u.does(t, "round trip", func(t *testing.T) {
+		for range 2 {
+			run(t, "dsync", tree, at)
+			run(t, "dsync", at, back)
+			sameTree(t, tree, back)
+		}
+	})
+	u.does(t, "listing", func(t *testing.T) {
+		if out := run(t, "ls", "--recursive", at); strings.Count(out, u.bucket+"/tree/") != 8 || !strings.Contains(out, fmt.Sprint(20*mib+3)) {
+			t.Errorf("ls says %q", out)
+		}
+		if out := run(t, "du", "--recursive", at); !strings.Contains(out, fmt.Sprint(newTreeSize)) {
+			t.Errorf("du says %q", out)
+		}
+	})
+	u.does(t, "copy", func(t *testing.T) {
+		run(t, "cp", "--recursive", at+"/a", "s3://"+u.bucket+"/copy")
+		run(t, "mv", "s3://"+u.bucket+"/copy/5M", "s3://"+u.bucket+"/copy/moved")
+		run(t, "get", "s3://"+u.bucket+"/copy/moved", filepath.Join(back, "moved"))
+		must(t, environment(), "cmp", filepath.Join(tree, "a/5M"), filepath.Join(back, "moved"))
+	})
+	u.does(t, "delete", func(t *testing.T) {
+		run(t, "del", "--recursive", "s3://"+u.bucket+"/copy/")
+		if out := run(t, "ls", "--recursive", "s3://"+u.bucket+"/copy/"); strings.TrimSpace(out) != "" {
+			t.Errorf("left: %q", out)
+		}
 	})
 }

@@ -224,3 +224,4 @@ for (const [check, run] of [
   }
   console.log(JSON.stringify({ check, status: c.failures.length ? "fail" : "ok", detail: c.failures.join("\n") }));
 }
+process.exit(); // idle connections would keep it for two minutes
