@@ -146,6 +146,7 @@ func progress(t *testing.T) {
 // has the same list.
 var heavy = []string{
 	"mc", "litestream", "vmbackup", "pgbackrest", "barman-cloud", "gdal", "samtools", "git-annex", "s3backer", "docker-registry", "aptly",
+	"lancedb",
 }
 
 func selected(name string) bool {

@@ -44,18 +44,18 @@ var versions = []struct {
 	{"aws-cli", "aws-cli", printed("aws", "--version")},
 	{"boto3", "boto3 and its transfer manager", printed(pythonCommand(), "-c", "import boto3; print(boto3.__version__)")},
 	{"go-sdk", "aws-sdk-go-v2, feature/s3/manager and transfermanager", module("github.com/aws/aws-sdk-go-v2/service/s3")},
-	{"js-sdk", "@aws-sdk/client-s3 and lib-storage", nodeModule("@aws-sdk/client-s3")},
+	{"js-sdk", "@aws-sdk/client-s3 and lib-storage", nodeModule("js", "@aws-sdk/client-s3")},
 	{"ruby-sdk", "AWS SDK for Ruby", printed("ruby", "-e", `require "aws-sdk-s3"; puts Aws::S3::GEM_VERSION`)},
 	{"minio-go", "minio-go", module("github.com/minio/minio-go/v7")},
-	{"minio-js", "minio-js", nodeModule("minio")},
+	{"minio-js", "minio-js", nodeModule("js", "minio")},
 	{"mc", "mc", module("github.com/minio/mc")},
 	{"rclone", "rclone, rclone mount", printed("rclone", "version")},
 	{"s3cmd", "s3cmd", printed("s3cmd", "--version")},
 	{"s4cmd", "s4cmd", printed("s4cmd", "--version")},
 	{"smart_open", "smart_open", printed("/usr/bin/python3", "-c", "import smart_open; print(smart_open.__version__)")},
-	{"s3-sync-client", "s3-sync-client", nodeModule("s3-sync-client")},
-	{"multer-s3", "multer-s3", nodeModule("multer-s3")},
-	{"tus", "tus-js-client and @tus/s3-store", nodeModule("@tus/s3-store")},
+	{"s3-sync-client", "s3-sync-client", nodeModule("js", "s3-sync-client")},
+	{"multer-s3", "multer-s3", nodeModule("js", "multer-s3")},
+	{"tus", "tus-js-client and @tus/s3-store", nodeModule("js", "@tus/s3-store")},
 	{"restic", "restic", printed("restic", "version")},
 	{"duplicity", "duplicity", printed("duplicity", "--version")},
 	{"litestream", "litestream", module("github.com/benbjohnson/litestream")},
@@ -70,7 +70,7 @@ var versions = []struct {
 	{"aptly", "aptly", printed("aptly", "version")},
 	{"thanos", "Thanos objstore, its acceptance tests", module("github.com/thanos-io/objstore")},
 	{"parquet-go", "parquet-go over ranged reads", module("github.com/parquet-go/parquet-go")},
-	{"lancedb", "LanceDB", nodeModule("@lancedb/lancedb")},
+	{"lancedb", "LanceDB", nodeModule("js/lancedb", "@lancedb/lancedb")},
 	{"gdal", "GDAL /vsis3", printed("gdalinfo", "--version")},
 	{"samtools", "samtools (reads only)", printed("samtools", "--version")},
 }
@@ -93,8 +93,8 @@ func printed(command string, args ...string) func() string {
 
 func module(path string) func() string { return func() string { return moduleVersion(path) } }
 
-func nodeModule(name string) func() string {
-	return printed("node", "-p", fmt.Sprintf("JSON.parse(fs.readFileSync('js/node_modules/%s/package.json')).version", name))
+func nodeModule(dir, name string) func() string {
+	return printed("node", "-p", fmt.Sprintf("JSON.parse(fs.readFileSync('%s/node_modules/%s/package.json')).version", dir, name))
 }
 
 // matrixNotes is the text below the matrix.
@@ -123,7 +123,7 @@ parts, begins to number them at 2, and the proxy refuses an upload with a gap wh
 - **samtools** 1.16 fails to write to an endpoint with path style over plain HTTP, at any store.
 
 ''make e2e'' runs those that are quick to install. ''make e2e-full'' also runs mc, litestream, vmbackup, pgBackRest, barman-cloud, GDAL, samtools,
-git-annex, s3backer, the Docker registry and aptly. ''STORE=minio'', ''seaweedfs'' or ''ceph'' has another store in place of versitygw.
+git-annex, s3backer, the Docker registry, aptly and LanceDB. ''STORE=minio'', ''seaweedfs'' or ''ceph'' has another store in place of versitygw.
 
 Not run, as the tests install from Debian, npm and the Go module proxy only: aws-cli version 2 as AWS packages it (a test sends what it sends,
 CRC64NVME in trailers included), and DuckDB and Arrow (DuckDB's npm package fetches its S3 reader from a server of its own; parquet-go reads

@@ -26,7 +26,7 @@ seaweedfs=v0.0.0-20261109003541-7506e5f91cd6
 mc=v0.0.0-20250313080218-cf909e1063a9
 litestream=v0.5.18
 vmbackup=v1.135.0
-heavy=" mc litestream vmbackup pgbackrest barman-cloud gdal samtools git-annex s3backer docker-registry aptly "
+heavy=" mc litestream vmbackup pgbackrest barman-cloud gdal samtools git-annex s3backer docker-registry aptly lancedb "
 
 say() { printf 'e2e: %s\n' "$*"; }
 
@@ -47,7 +47,9 @@ any_wanted() {
   return 1
 }
 
-wanted_node() { any_wanted js-sdk minio-js s3-sync-client multer-s3 tus lancedb; }
+wanted_modules() { any_wanted js-sdk minio-js s3-sync-client multer-s3 tus; }
+
+wanted_node() { wanted_modules || wanted lancedb; }
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -119,8 +121,14 @@ install_packages() {
 }
 
 install_node_modules() {
+  if wanted lancedb && [[ ! -d $root/e2e/js/lancedb/node_modules/@lancedb ]]; then
+    # It is 180 MB, and a lock file would name its binaries for all platforms,
+    # which not every registry has.
+    say "installing LanceDB: npm install in e2e/js/lancedb"
+    npm install --prefix "$root/e2e/js/lancedb" --no-package-lock --no-audit --no-fund --loglevel=error
+  fi
   local lock=$root/e2e/js/package-lock.json
-  if ! wanted_node || [[ $root/e2e/js/node_modules/.package-lock.json -nt $lock ]]; then return 0; fi
+  if ! wanted_modules || [[ $root/e2e/js/node_modules/.package-lock.json -nt $lock ]]; then return 0; fi
   say "installing the JavaScript clients: npm ci in e2e/js"
   npm ci --prefix "$root/e2e/js" --no-audit --no-fund --loglevel=error
   touch "$root/e2e/js/node_modules/.package-lock.json"

@@ -33,7 +33,7 @@ var tools = []struct {
 	{"s3-sync-client", library("node", "js/syncclient.mjs")},
 	{"multer-s3", library("node", "js/multer.mjs")},
 	{"tus", library("node", "js/tus.mjs")},
-	{"lancedb", library("node", "js/lancedb.mjs")},
+	{"lancedb", library("node", "js/lancedb/table.mjs")},
 	{"gdal", gdalRaster},
 	{"samtools", samtoolsReads},
 	{"pgbackrest", pgBackRest},

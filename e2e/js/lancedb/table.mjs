@@ -1,7 +1,7 @@
 // A LanceDB table on S3: rows, a vector index, an update, versions and a
 // restore. Prints one line of JSON per check; see runScript in main_test.go.
 import { connect, Index } from "@lancedb/lancedb";
-import { M, checks, same, s3Settings } from "./tool.mjs";
+import { M, checks, same, s3Settings } from "../tool.mjs";
 
 const db = await connect(`s3://${M.bucket}/lance`, { storageOptions: {
   endpoint: M.endpoint, region: M.region, allowHttp: String(M.endpoint.startsWith("http:")),
