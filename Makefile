@@ -22,7 +22,7 @@ build: ## build bin/cmekproxy, with the embedded store of `cmekproxy dev`
 .PHONY: test
 test: ## all unit and integration tests, with the race detector (fetches Go modules on a fresh machine)
 	@echo "go test: the first run downloads modules and compiles everything, a few minutes; later runs take seconds"
-	$(GO) test -race -shuffle=on -timeout 20m ./...
+	$(GO) test -race -shuffle=on -timeout 20m -p 3 -parallel 8 -exec $(CURDIR)/internal/tools/shards/shards.sh ./...
 
 .PHONY: check
 check: fmt-check tidy-check test lint vuln ## the tests and linters that CI runs, without e2e and fuzzing
