@@ -5,6 +5,7 @@ CACHE       := $(CURDIR)/.cache
 BIN         := $(CACHE)/bin
 FUZZTIME    ?= 20s
 FUZZTIME_SLOW ?= $(FUZZTIME)
+FUZZCACHE   ?= $(CACHE)/fuzz
 VERSITYGW   := v1.8.0
 GOLANGCI    := v2.15.0
 GOVULNCHECK := v1.9.0
@@ -57,11 +58,16 @@ cover: ## test coverage by package
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (20s by default; 5000x means 5000 inputs)
-	@for pkg in $$($(GO) list ./...); do \
-	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	@mkdir -p $(CACHE); set -e; \
+	for dir in $$(grep -rl '^func Fuzz' --include='*_test.go' cmd internal | xargs -n 1 dirname | sort -u); do \
+	  $(GO) test -c -fuzz . -o $(CACHE)/fuzz.test ./$$dir; \
+	  for target in $$(cd $$dir && $(CACHE)/fuzz.test -test.list '^Fuzz' | grep '^Fuzz'); do \
 	    time=$(FUZZTIME); case $$target in FuzzLyingStore) time=$(FUZZTIME_SLOW);; esac; \
-	    echo "== $$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $$time $$pkg || exit 1; \
-	  done; done
+	    echo "== $$dir $$target"; \
+	    (cd $$dir && $(CACHE)/fuzz.test -test.run '^$$' -test.fuzz "^$$target\$$" -test.fuzztime $$time \
+	      -test.fuzzcachedir $(FUZZCACHE)/$$dir); \
+	  done; \
+	done
 
 .PHONY: model
 model: ## random multipart uploads against a model and a real store, for MODEL_TIME (10m)
