@@ -5,6 +5,7 @@ CACHE       := $(CURDIR)/.cache
 BIN         := $(CACHE)/bin
 FUZZTIME    ?= 20s
 FUZZTIME_SLOW ?= $(FUZZTIME)
+FUZZCACHE   ?= $(CACHE)/fuzz
 VERSITYGW   := v1.8.0
 GOLANGCI    := v2.15.0
 GOVULNCHECK := v1.9.0
@@ -22,7 +23,7 @@ build: ## build bin/cmekproxy, with the embedded store of `cmekproxy dev`
 .PHONY: test
 test: ## all unit and integration tests, with the race detector (fetches Go modules on a fresh machine)
 	@echo "go test: the first run downloads modules and compiles everything, a few minutes; later runs take seconds"
-	$(GO) test -race -shuffle=on -timeout 20m ./...
+	$(GO) test -race -shuffle=on -timeout 20m -p 3 -parallel 8 -exec $(CURDIR)/internal/tools/shards/shards.sh ./...
 
 .PHONY: check
 check: fmt-check tidy-check test lint vuln ## the tests and linters that CI runs, without e2e and fuzzing
@@ -57,11 +58,16 @@ cover: ## test coverage by package
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (20s by default; 5000x means 5000 inputs)
-	@for pkg in $$($(GO) list ./...); do \
-	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	@mkdir -p $(CACHE); set -e; \
+	for dir in $$(grep -rl '^func Fuzz' --include='*_test.go' cmd internal | xargs -n 1 dirname | sort -u); do \
+	  $(GO) test -c -fuzz . -o $(CACHE)/fuzz.test ./$$dir; \
+	  for target in $$(cd $$dir && $(CACHE)/fuzz.test -test.list '^Fuzz' | grep '^Fuzz'); do \
 	    time=$(FUZZTIME); case $$target in FuzzLyingStore) time=$(FUZZTIME_SLOW);; esac; \
-	    echo "== $$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $$time $$pkg || exit 1; \
-	  done; done
+	    echo "== $$dir $$target"; \
+	    (cd $$dir && $(CACHE)/fuzz.test -test.run '^$$' -test.fuzz "^$$target\$$" -test.fuzztime $$time \
+	      -test.fuzzcachedir $(FUZZCACHE)/$$dir); \
+	  done; \
+	done
 
 .PHONY: model
 model: ## random multipart uploads against a model and a real store, for MODEL_TIME (10m)

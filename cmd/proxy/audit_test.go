@@ -162,7 +162,7 @@ func TestAuditLogThatCannotBeOpened(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "no", "audit.log")
 	config := writeConfig(
 		t,
-		"http://127.0.0.1:1",
+		refusing(t),
 		freePort(t),
 		freePort(t),
 		"limits:",

@@ -45,38 +45,45 @@ func TestSweepsWaitForTheKMS(t *testing.T) {
 	dropLine(t, config, "unused: ")
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
-	bucket, key := "bucket", "key"
 
 	direct := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey)
-	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
-		t.Fatal(err)
-	}
-
 	app := client(listen, "appkey", "appsecretappsecret")
-	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{
-		Bucket: &bucket, Key: &key, Body: strings.NewReader("text"),
-	}); err != nil {
-		t.Fatal(err)
+	commands := map[string][]string{"verified": {"verify"}, "rewrapped": {"rewrap", "--to", "next"}} // by bucket
+	for bucket := range commands {
+		if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{
+			Bucket: &bucket, Key: new("key"), Body: strings.NewReader("text"),
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s.end(t)
 
-	for _, command := range [][]string{{"verify"}, {"rewrap", "--to", "next"}} {
-		server.SetFaults(kmstest.Faults{ThrottleNext: 1 << 30})
-		sweep := start(t, append(command, "--config", config, "s3://bucket")...)
+	server.SetFaults(kmstest.Faults{ThrottleNext: 1 << 30})
+	sweeps := make(map[string]*started)
+	for bucket, command := range commands {
+		sweeps[command[0]] = start(t, append(command, "--config", config, "s3://"+bucket)...)
+	}
+	time.Sleep(10 * time.Second) // longer than the calls of a request may take
+	for command, sweep := range sweeps {
 		select {
 		case code := <-sweep.code:
-			t.Fatalf("%s has ended with %d while the KMS had no time:\n%s", command[0], code, sweep.out.String())
-		case <-time.After(10 * time.Second):
+			t.Fatalf("%s has ended with %d while the KMS had no time:\n%s", command, code, sweep.out.String())
+		default:
 		}
+	}
 
-		server.SetFaults(kmstest.Faults{})
+	server.SetFaults(kmstest.Faults{})
+	for command, sweep := range sweeps {
 		select {
 		case code := <-sweep.code:
 			if code != 0 {
-				t.Errorf("%s: exit code %d:\n%s", command[0], code, sweep.out.String())
+				t.Errorf("%s: exit code %d:\n%s", command, code, sweep.out.String())
 			}
 		case <-time.After(2 * time.Minute):
-			t.Fatalf("%s does not end when the KMS is back", command[0])
+			t.Fatalf("%s does not end when the KMS is back", command)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 // The source of the configuration: the flag, else the environment, else the
 // default path.
 func TestConfigFlag(t *testing.T) {
-	config := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1")
+	config := writeConfig(t, refusing(t), "127.0.0.1:0", "127.0.0.1:1")
 	text, err := os.ReadFile(config)
 	if err != nil {
 		t.Fatal(err)

@@ -42,7 +42,7 @@ func TestInventory(t *testing.T) {
 	}
 
 	lost := m.command(0, "inventory", "--config", m.both, "s3://bucket", "--format", "csv")
-	if !strings.Contains(lost, "empty,,true,0,single,,local:") || !strings.Contains(lost, ",-,1,,") {
+	if !strings.Contains(lost, "empty,,true,0,single,,local:") || !strings.Contains(lost, ",-,1,-,,") {
 		t.Errorf("without its keys:\n%s", lost)
 	}
 

@@ -300,6 +300,18 @@ func sink(t *testing.T) *httptest.Server {
 	return server
 }
 
+// refusing returns the URL of a store that refuses every request. Unlike a
+// store that is away, it is asked once.
+func refusing(t *testing.T) string {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
 // When the proxy stops, /readyz changes, a running upload can finish, and
 // new connections are refused.
 func TestServeDrains(t *testing.T) {
@@ -429,6 +441,7 @@ func TestCheckFailsWithoutAStoreOrAKey(t *testing.T) {
 	}
 
 	out.Reset()
+	path = writeConfig(t, refusing(t), "127.0.0.1:0", "127.0.0.1:1")
 	if err := os.Remove(filepath.Join(filepath.Dir(path), "kms.key")); err != nil {
 		t.Fatal(err)
 	}

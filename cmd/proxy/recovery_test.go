@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
@@ -81,7 +80,7 @@ func TestRecovery(t *testing.T) {
 	if err := os.Remove(m.keys["old"]); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(4 * time.Second)
+	m.waitUnreadable()
 	for name := range m.texts {
 		if _, err := m.app.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &m.bucket, Key: &name}); err == nil {
 			t.Errorf("the proxy reads %s without its key", name)
@@ -114,6 +113,23 @@ func TestRecovery(t *testing.T) {
 	m.app, m.stopProxy = m.serve(renewed)
 	m.readable(m.app)
 	m.stopProxy()
+}
+
+// waitUnreadable waits until the proxy has noticed that a key is gone.
+func (m *move) waitUnreadable() {
+	m.t.Helper()
+	eventually(m.t, "an object becomes unreadable", func() bool { return !m.anyRead() })
+}
+
+// anyRead reports whether the proxy reads any of the objects.
+func (m *move) anyRead() bool {
+	for name := range m.texts {
+		if out, err := m.app.GetObject(m.t.Context(), &s3.GetObjectInput{Bucket: &m.bucket, Key: &name}); err == nil {
+			out.Body.Close()
+			return true
+		}
+	}
+	return false
 }
 
 func (m *move) expectFile(path, key string) {
@@ -150,7 +166,7 @@ func TestKeysOfSeveral(t *testing.T) {
 				if err := os.Rename(m.keys[away], m.keys[away]+".away"); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(4 * time.Second)
+				m.waitUnreadable()
 				for name := range m.texts {
 					if _, err := m.app.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &m.bucket, Key: &name}); err == nil {
 						t.Errorf("%s is read although %s is revoked", name, away)
@@ -165,7 +181,7 @@ func TestKeysOfSeveral(t *testing.T) {
 				if err := os.Rename(m.keys[away]+".away", m.keys[away]); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(3 * time.Second)
+				eventually(t, "the key works again", m.anyRead)
 				m.readable(m.app)
 			}
 			m.stopProxy()

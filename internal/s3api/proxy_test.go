@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,11 +53,20 @@ var store struct {
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	var err error
+	testdata, err := filepath.Abs("testdata")
+	if err != nil {
+		panic(err)
+	}
 	if store.Store, err = proxytest.StartStore(); err != nil {
 		panic(err)
 	}
 	defer store.Close()
+
+	// The store changes the working directory, below which fuzzing reads its
+	// corpora and writes what fails. A symbolic link is no bucket.
+	if err := os.Symlink(testdata, filepath.Join(store.Dir, "testdata")); err != nil {
+		panic(err)
+	}
 	store.transport = store.Transport(5 * time.Second)
 	return m.Run()
 }
