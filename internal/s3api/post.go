@@ -6,6 +6,7 @@ import (
 	"errors"
 	"html"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -194,10 +195,6 @@ func (c *call) takeForm(f *form) error {
 		return err
 	}
 
-	least, most := f.limits()
-	if err := f.post.CheckLength(least, most); err != nil {
-		return err
-	}
 	var err error
 	c.Header, err = f.header()
 	return err
@@ -209,7 +206,11 @@ func (s *Server) openForm(c *call) error {
 	err := f.openFile(s.formBuffers)
 	if err == nil {
 		least, most := f.limits()
-		err = f.post.CheckLength(least, most)
+		if f.size < 0 { // it may turn out to be too small
+			err = f.post.CheckLength(least, math.MaxInt64)
+		} else {
+			err = f.post.CheckLength(f.size, f.size)
+		}
 		c.auth, c.Body = f.post.Auth(most), io.NopCloser(f.file)
 	}
 	if err != nil {

@@ -351,8 +351,10 @@ func TestPostObjectIsRefused(t *testing.T) {
 		"anonymous": {func(u *upload) {
 			u.change = func(f map[string]string) { maps.DeleteFunc(f, func(k, _ string) bool { return k != "key" }) }
 		}, 403, "AccessDenied"},
-		"too long":            {condition("content-length-range", 0, 99), 400, "EntityTooLarge"},
-		"too short":           {condition("content-length-range", 101, 200), 400, "EntityTooSmall"},
+		"too long": {condition("content-length-range", 0, 99), 400, "EntityTooLarge"},
+		"too short": {
+			condition("content-length-range", 101, 200), 400, "<ProposedSize>100</ProposedSize><MinSizeAllowed>101</MinSizeAllowed>",
+		},
 		"too long, and large": {large(condition("content-length-range", 0, 2<<20-1)), 400, "EntityTooLarge"},
 		"a condition": {
 			condition("starts-with", "$Content-Type", "image/"), 403, "Policy Condition failed",
@@ -387,7 +389,9 @@ func TestPostObjectIsRefused(t *testing.T) {
 		"too long, and much too long": {
 			long(condition("content-length-range", 0, 1<<20)), 400, "EntityTooLarge",
 		},
-		"too short, and a long": {long(condition("content-length-range", 7<<20+1, 1<<30)), 400, "EntityTooSmall"},
+		"too short, and a long": {
+			long(condition("content-length-range", 7<<20+1, 1<<30)), 400, "<ProposedSize>7340032</ProposedSize>",
+		},
 		"fields that are too long": {
 			field("x-amz-meta-a", strings.Repeat("a", 21<<10)), 400, "MaxPostPreDataLengthExceeded",
 		},
