@@ -20,10 +20,12 @@ help: ## list the targets
 build: ## build bin/cmekproxy, with the embedded store of `cmekproxy dev`
 	$(GO) build -trimpath -o bin/cmekproxy ./cmd/proxy
 
+SLOWEST := ./cmd/proxy ./internal/s3api ./internal/kms # these begin first
+
 .PHONY: test
 test: ## all unit and integration tests, with the race detector (fetches Go modules on a fresh machine)
 	@echo "go test: the first run downloads modules and compiles everything, a few minutes; later runs take seconds"
-	$(GO) test -race -shuffle=on -timeout 20m -p 3 -parallel 8 -exec $(CURDIR)/internal/tools/shards/shards.sh ./...
+	$(GO) test -race -shuffle=on -timeout 20m -p 3 -exec $(CURDIR)/internal/tools/shards/shards.sh $(SLOWEST) ./...
 
 .PHONY: check
 check: fmt-check tidy-check test lint vuln ## the tests and linters that CI runs, without e2e and fuzzing
