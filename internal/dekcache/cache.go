@@ -27,6 +27,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -312,15 +313,19 @@ func (c *Cache) Put(id ID, g Group, m Mark, dek []byte) Entry {
 	return Entry{DEK: bytes.Clone(dek), Term: term}
 }
 
-// Purge removes all DEKs and remembered failures of a KMS key, and ends the
+// Purge removes all DEKs and remembered failures of KMS keys, and ends the
 // Term of DEKs that were handed out. Fetches in progress are repeated. It
 // returns the number of DEKs that were cached.
-func (c *Cache) Purge(keyID string) int {
+func (c *Cache) Purge(keyIDs ...string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	c.purges++
-	c.purged[keyID] = c.purges
-	return c.purgeMatching(func(g Group) bool { return g.KeyID == keyID })
+	named := make(map[string]bool, len(keyIDs))
+	for _, id := range keyIDs {
+		c.purged[id], named[id] = c.purges, true
+	}
+	return c.purgeMatching(func(g Group) bool { return named[g.KeyID] })
 }
 
 // PurgeGroup purges one group.
@@ -339,6 +344,49 @@ func (c *Cache) PurgeAll() int {
 	c.purges++
 	c.cleared = c.purges
 	return c.purgeMatching(func(Group) bool { return true })
+}
+
+// Forget removes all DEKs of a KMS key, and what the cache keeps about the
+// key itself, so that keys may come and go. No DEK of the key may be handed
+// out at that time, and none may be about to be Put. The result of a fetch
+// that is still in progress is dropped.
+func (c *Cache) Forget(keyID string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	c.purges++
+	entries, flights := 0, 0
+	for name, g := range c.groups {
+		if name.KeyID == keyID {
+			g.purged.Store(c.purges)
+			entries += g.entries
+			flights += g.flights
+		}
+	}
+
+	if entries > 0 {
+		var old []*cachedDEK
+		for _, e := range c.byExpiry { // removing one moves others
+			if e.group.KeyID == keyID {
+				old = append(old, e)
+			}
+		}
+		for _, e := range old {
+			c.remove(e, &c.counters.Purges)
+		}
+	}
+
+	for id, f := range c.flights {
+		if f.term.group.KeyID == keyID {
+			delete(c.flights, id)
+		}
+	}
+
+	if flights > 0 { // their results are compared with purged
+		return
+	}
+	maps.DeleteFunc(c.groups, func(name Group, _ *groupState) bool { return name.KeyID == keyID })
+	delete(c.purged, keyID)
 }
 
 // ForgetFailures removes the remembered failures of a KMS key.

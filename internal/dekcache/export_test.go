@@ -22,3 +22,10 @@ func (c *Cache) Bare() bool {
 	}
 	return left == 0 && c.timer == nil
 }
+
+// Groups returns the number of groups and of purged keys that the cache keeps.
+func (c *Cache) Groups() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.groups) + len(c.purged)
+}
