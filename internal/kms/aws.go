@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,7 +101,25 @@ type AWS struct {
 // NewAWS returns the key that cfg describes. It calls the KMS only if KeyID
 // is not a key ARN.
 func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
-	region, isKeyARN, err := parseAWSKeyID(cfg.KeyID, cfg.Region)
+	keys, err := NewAWSKeys(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return keys.Open(ctx, cfg.KeyID)
+}
+
+// AWSKeys opens keys that share a region, credentials and connections.
+type AWSKeys struct {
+	client  *awskms.Client
+	creds   aws.CredentialsProvider
+	region  string
+	timeout time.Duration
+}
+
+// NewAWSKeys returns the AWSKeys that cfg describes. Of cfg.KeyID, it uses the
+// region only. It does not call the KMS.
+func NewAWSKeys(ctx context.Context, cfg AWSConfig) (*AWSKeys, error) {
+	region, _, err := parseAWSKeyID(cfg.KeyID, cfg.Region)
 	if err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
 	}
@@ -117,10 +136,18 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 		}
 	})
 
-	a := &AWS{client: client, creds: sdk.Credentials, keyARN: cfg.KeyID, named: cfg.KeyID, timeout: cfg.Timeout}
-	if a.timeout <= 0 {
-		a.timeout = DefaultAWSTimeout
+	return &AWSKeys{client, sdk.Credentials, region, cmp.Or(max(cfg.Timeout, 0), DefaultAWSTimeout)}, nil
+}
+
+// Open returns the key with an id in any form of AWSConfig.KeyID. It calls the
+// KMS only if id is not a key ARN.
+func (k *AWSKeys) Open(ctx context.Context, id string) (*AWS, error) {
+	_, isKeyARN, err := parseAWSKeyID(id, k.region)
+	if err != nil {
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: id, Err: err}
 	}
+
+	a := &AWS{client: k.client, creds: k.creds, keyARN: id, named: id, timeout: k.timeout}
 	if isKeyARN {
 		return a, nil
 	}

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -91,35 +92,57 @@ type Vault struct {
 // NewVault returns the key that cfg describes. It makes no calls: the first
 // use logs in.
 func NewVault(cfg VaultConfig) (*Vault, error) {
-	v := &Vault{
-		key:     cfg.KeyID,
-		mount:   strings.Trim(cfg.Mount, "/"),
-		timeout: cfg.Timeout,
-		id:      cfg.EnvelopeID,
+	keys, err := NewVaultKeys(cfg)
+	if err != nil {
+		return nil, err
 	}
-	if v.mount == "" {
-		v.mount = DefaultVaultMount
+	return keys.open(cfg.KeyID, cfg.EnvelopeID)
+}
+
+// VaultKeys opens keys of one mount that share a login and connections.
+type VaultKeys struct {
+	mount, namespace string
+	timeout          time.Duration
+	login            *vaultTokens
+}
+
+// NewVaultKeys returns the VaultKeys that cfg describes. It does not use
+// cfg.KeyID and cfg.EnvelopeID, and makes no calls.
+func NewVaultKeys(cfg VaultConfig) (*VaultKeys, error) {
+	k := &VaultKeys{
+		mount:     cmp.Or(strings.Trim(cfg.Mount, "/"), DefaultVaultMount),
+		namespace: strings.Trim(cfg.Namespace, "/"),
+		timeout:   cmp.Or(max(cfg.Timeout, 0), DefaultVaultTimeout),
 	}
 
-	if v.timeout <= 0 {
-		v.timeout = DefaultVaultTimeout
-	}
-
-	namespace := strings.Trim(cfg.Namespace, "/")
-	if v.id == "" {
-		v.id = "vault:" + strings.TrimPrefix(namespace+"/"+v.mount+"/"+v.key, "/")
-	}
-
-	err := errors.Join(checkVaultPaths(namespace, v.mount, v.key), checkKeyID(v.id, vaultMaxBlob))
+	err := checkVaultPaths(k.namespace, k.mount, "any")
 	if err == nil {
-		v.login, err = newVaultTokens(cfg, namespace)
+		k.login, err = newVaultTokens(cfg, k.namespace)
 	}
 	if err != nil {
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(k.idOf(cfg.KeyID), maxKeyID), Err: err}
+	}
+	return k, nil
+}
+
+// Open returns the key with a name. It makes no calls.
+func (k *VaultKeys) Open(name string) (*Vault, error) { return k.open(name, "") }
+
+func (k *VaultKeys) open(name, envelopeID string) (*Vault, error) {
+	v := &Vault{key: name, mount: k.mount, timeout: k.timeout, id: cmp.Or(envelopeID, k.idOf(name)), login: k.login}
+	if err := errors.Join(checkVaultPaths("", v.mount, v.key), checkKeyID(v.id, vaultMaxBlob)); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(v.id, maxKeyID), Err: err}
 	}
-
 	return v, nil
 }
+
+// idOf returns the id that a key has unless another one is configured.
+func (k *VaultKeys) idOf(name string) string {
+	return "vault:" + strings.TrimPrefix(k.namespace+"/"+k.mount+"/"+name, "/")
+}
+
+// Run keeps the token of the keys alive until ctx ends; see Vault.Run.
+func (k *VaultKeys) Run(ctx context.Context) { k.login.run(ctx) }
 
 // KeyID returns VaultConfig.EnvelopeID, or "vault:" and a path.
 func (v *Vault) KeyID() string { return v.id }

@@ -380,13 +380,15 @@ func (l *vaultTokens) isUseless() bool {
 // Run keeps the token alive until ctx ends, even if there are no calls.
 // Without Run, a token is renewed only during calls. That is enough for
 // auth methods that can log in again, but a configured token would expire.
-func (v *Vault) Run(ctx context.Context) {
+func (v *Vault) Run(ctx context.Context) { v.login.run(ctx) }
+
+func (l *vaultTokens) run(ctx context.Context) {
 	for {
-		s, err := v.login.renewed(ctx)
+		s, err := l.renewed(ctx)
 		wait := vaultRetry
 
 		if err == nil && s.ttl > 0 {
-			wait = max(s.ttl*2/3-time.Since(s.since), v.login.untilRetry(), 100*time.Millisecond)
+			wait = max(s.ttl*2/3-time.Since(s.since), l.untilRetry(), 100*time.Millisecond)
 		} else if err == nil {
 			wait = time.Hour
 		}
