@@ -13,7 +13,9 @@ import (
 // keyState is a Key together with the state of its use.
 type keyState struct {
 	Key
-	kms             atomic.Pointer[service] // nil until the key is opened
+	kms             atomic.Pointer[service] // nil until the key is opened; always nil for a template
+	tenant          *tenant                 // nil for a configured key
+	holds           atomic.Int64            // uses in progress that may still become leases
 	leases          atomic.Int64
 	probeWanted     atomic.Bool            // a use was refused since the last probe
 	newestSample    atomic.Pointer[sample] // the newest blob known to be genuine; nil for none
@@ -52,6 +54,19 @@ func newKey(c Key) *keyState {
 		parts: make(map[aspect]*part), rest: &part{},
 	}
 }
+
+// letGo ends a use of the key that keyFor, findToRead or findAny has begun.
+func (k *keyState) letGo() { k.holds.Add(-1) }
+
+// held begins a use of the key. Keys of templates are held by openKeys.take
+// instead, so that they cannot be closed in between.
+func (k *keyState) held() *keyState {
+	k.holds.Add(1)
+	return k
+}
+
+// isTemplate reports whether this is not a key but a template for keys.
+func (k *keyState) isTemplate() bool { return k.Template != nil }
 
 // isTwinOf reports whether both are the same key in the KMS.
 func (k *keyState) isTwinOf(other *keyState) bool {

@@ -13,6 +13,8 @@
 //
 //	keyring.go    Keyring: creating, opening and rewrapping data keys
 //	rules.go      which key encrypts an object, and which keys can read it
+//	tenants.go    templates: a key for each tenant, named by the object
+//	openkeys.go   which keys of tenants are open, and closing them
 //	defaults.go   keys that clients have chosen for buckets
 //	prove.go      proving that a key can unwrap what it has wrapped
 //	bucketkey.go  one wrapped key for many objects
@@ -63,6 +65,7 @@ const (
 	OpUnwrap   = "unwrap"   // the DEK of a stored object
 	OpRenew    = "renew"    // the same, for a lease that ran out
 	OpProbe    = "probe"    // is the key still usable?
+	OpOpen     = "open"     // opening the key of a tenant
 )
 
 var (
@@ -85,6 +88,9 @@ var (
 	// ErrKeyName is returned if a rule has prefixes and the object key has
 	// a "." or ".." segment: the store may take it for another key.
 	ErrKeyName = errors.New("keyring: rules with prefixes do not cover object keys with a . or .. segment")
+	// ErrTenant is returned if the template of a key has no key for the
+	// object. Its chain has a *TenantError.
+	ErrTenant = errors.New("keyring: the object's name does not name a key")
 	// ErrUnbound is returned if a data key might have been made by someone
 	// without access to the KMS key (see Lease.Unbound), and the new
 	// wrapping would hide that.
@@ -125,6 +131,10 @@ type Config struct {
 	// Defaults are keys chosen for buckets. They take precedence over the
 	// keys of the rules. It may be nil.
 	Defaults *Defaults
+	// MaxOpen limits how many keys of templates are open at once, for all
+	// templates together. If there are more tenants, the least recently used
+	// key without leases is closed. 0 means DefaultMaxOpen.
+	MaxOpen int
 	// Auditor records each use of a key. A use that it cannot record is
 	// refused; a renewal that it cannot record is retried. It may be nil.
 	Auditor Auditor
@@ -173,6 +183,10 @@ type Key struct {
 	// Objects with this key's id can still be read. New objects are
 	// encrypted under the successor, even if a client asks for this key.
 	Successor string
+	// Template, if not nil, makes this a template for the keys of many
+	// tenants. Then Wrapper, Unavailable, Probe and Successor must not be
+	// set.
+	Template *Template
 	// Wrapper is the opened key. It is nil if the key could not be opened
 	// yet; then uses of the key fail with Unavailable until Provide is
 	// called.
@@ -210,6 +224,9 @@ type Keyring struct {
 	customer   *keyState                             // represents all customers' keys
 	recovered  *keyState                             // represents a recovery key
 
+	templates bool // some keys are templates
+	tenants   *openKeys
+
 	providing sync.Mutex
 }
 
@@ -228,6 +245,7 @@ func New(cfg Config) (*Keyring, error) {
 
 	k := &Keyring{cfg: cfg, byName: make(map[string]*keyState), bucketKeys: newBucketKeys()}
 	k.customer, k.recovered = newCustomer(), newRecovered()
+	k.tenants = newOpenKeys(cmp.Or(cfg.MaxOpen, DefaultMaxOpen))
 	k.byID.Store(new(map[string]*keyState))
 	k.probe.Store(int64(cfg.RevocationProbe))
 	k.outageWait.Store(int64(cfg.OutageWait))
@@ -251,8 +269,11 @@ func New(cfg Config) (*Keyring, error) {
 }
 
 func (k *Keyring) add(c Key) error {
-	if c.Name == "" || c.Wrapper == nil && c.Unavailable == nil {
+	if c.Name == "" || c.Wrapper == nil && c.Unavailable == nil && c.Template == nil {
 		return errors.New("keyring: a key has no name or no KMS")
+	}
+	if c.Template != nil && (c.Wrapper != nil || c.Successor != "") {
+		return fmt.Errorf("keyring: key %q is a template, and cannot be a key too", c.Name)
 	}
 	if k.byName[c.Name] != nil {
 		return fmt.Errorf("keyring: two keys are named %q", c.Name)
@@ -261,6 +282,7 @@ func (k *Keyring) add(c Key) error {
 	added := newKey(c)
 	k.byName[c.Name] = added
 	k.keys = append(k.keys, added)
+	k.templates = k.templates || c.Template != nil
 
 	if c.Wrapper == nil {
 		return nil
@@ -275,7 +297,7 @@ func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	defer k.providing.Unlock()
 
 	opened := k.byName[name]
-	if opened == nil {
+	if opened == nil || opened.isTemplate() {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
 	}
 
@@ -364,7 +386,7 @@ func (k *Keyring) Twins() (pairs [][2]string) {
 // Recipients returns the ids of the KMS keys that new data keys under the key
 // with this id are wrapped by, and of the recovery keys; see kms.KeysOf.
 func (k *Keyring) Recipients(id string) (keys, recovery []string) {
-	if key := k.lookup(id); key != nil {
+	if key := k.lookup(id); key != nil { // keys of templates have no others
 		return kms.RecipientsOf(key.kms.Load().wrapper)
 	}
 	return []string{id}, nil
@@ -387,7 +409,7 @@ func (k *Keyring) find(id string) (*keyState, error) {
 func (k *Keyring) unopenedError() error {
 	for _, key := range k.keys {
 		switch {
-		case key.kms.Load() != nil:
+		case key.kms.Load() != nil, key.isTemplate():
 		case transient(key.Unavailable):
 			return fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, key.Unavailable)
 		default: // a refusal of this key says nothing about the id
@@ -429,10 +451,11 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 		return k.createForCustomer(ctx, obj, client, want.CustomerKey)
 	}
 
-	rule, key, service, err := k.keyFor(obj, client, want.KeyID)
+	rule, key, service, err := k.keyFor(ctx, obj, client, want.KeyID)
 	if err != nil {
 		return nil, err
 	}
+	defer key.letGo()
 
 	l := &Lease{key: key, service: service, obj: obj, wrapped: crypt.WrappedKey{Context: want.Context}}
 	if rule.Reuse != nil && len(want.Context) == 0 {
@@ -470,10 +493,11 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 		return k.wrapForCustomer(ctx, dst, client, want.CustomerKey, l.DEK())
 	}
 
-	_, key, service, err := k.keyFor(dst, client, want.KeyID)
+	_, key, service, err := k.keyFor(ctx, dst, client, want.KeyID)
 	if err != nil {
 		return nil, err
 	}
+	defer key.letGo()
 	if unbound {
 		if key != l.key {
 			return nil, fmt.Errorf("%w, and a wrapping by key %q would hide that", ErrUnbound, key.Name)
@@ -525,34 +549,37 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 
 // Open returns the DEK of a stored object, from the cache or the KMS. keyID
 // and wrapped come from the object's envelope. Errors: ErrUnknownKey if no
-// configured key has that id, ErrNotOpen, ErrNotRead, ErrKeyName, ErrAudit,
-// and those of packages kms, dekcache and crypt. For objects under a
+// configured key has that id, ErrNotOpen, ErrNotRead, ErrKeyName, ErrTenant,
+// ErrAudit, and those of packages kms, dekcache and crypt. For objects under a
 // customer's key, use OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	key, err := k.findToRead(obj, keyID)
+	key, err := k.findToRead(ctx, obj, keyID, k.openTenant)
 	if err != nil {
 		return nil, err
 	}
+	defer key.letGo()
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
 }
 
 // OpenCached is like Open but never asks the KMS. If the DEK is not in the
 // cache, it returns ErrNotCached.
 func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	key, err := k.findToRead(obj, keyID)
+	key, err := k.findToRead(ctx, obj, keyID, k.openedTenant)
 	if err != nil {
 		return nil, err
 	}
+	defer key.letGo()
 	return k.openLease(ctx, obj, key, wrapped, k.peek)
 }
 
 // OpenAnyKey is like Open, but also accepts a key that no rule for the
 // object names. Anyone who may use that key can have made the object.
 func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	key, err := k.find(keyID)
+	key, err := k.findAny(ctx, obj, keyID)
 	if err != nil {
 		return nil, err
 	}
+	defer key.letGo()
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
 }
 
@@ -561,24 +588,17 @@ func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrap
 // key: a client that may use a key of the old name made the object, and one that
 // may use a key of the new name can make objects there in any case.
 func (k *Keyring) OpenMoved(ctx context.Context, obj, at Object, keyID string, wrapped []byte) (*Lease, error) {
-	key, err := k.findToRead(obj, keyID)
-	if key != nil && err != nil && k.mayRead(at, key) == nil {
-		err = nil
+	key, err := k.findToRead(ctx, obj, keyID, k.openTenant)
+	if err != nil && at != obj {
+		if other, otherErr := k.findToRead(ctx, at, keyID, k.openTenant); otherErr == nil {
+			key, err = other, nil
+		}
 	}
 	if err != nil {
 		return nil, err
 	}
+	defer key.letGo()
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
-}
-
-// findToRead returns the key with the id in an envelope, if a rule allows
-// reading the object with it.
-func (k *Keyring) findToRead(obj Object, keyID string) (*keyState, error) {
-	key, err := k.find(keyID)
-	if err == nil {
-		err = k.mayRead(obj, key)
-	}
-	return key, err
 }
 
 // fetchFunc gets the DEK of a lease.
@@ -695,8 +715,11 @@ func (k *Keyring) now() time.Time { return k.cfg.Cache.Now() }
 // number of DEKs that were cached. Error: ErrUnknownKey.
 func (k *Keyring) Purge(keyName string) (int, error) {
 	key := k.byName[keyName]
-	if key == nil {
-		return 0, fmt.Errorf("%w %q", ErrUnknownKey, keyName)
+	switch {
+	case key == nil:
+		return k.purgeTenant(keyName)
+	case key.isTemplate():
+		return k.purgeTenants(key), nil
 	}
 
 	service := key.kms.Load()

@@ -21,7 +21,7 @@ const minProbeInterval = time.Second
 // use. 0 stops the probes.
 func (k *Keyring) SetProbe(interval time.Duration) {
 	k.probe.Store(int64(interval))
-	for _, key := range k.keys {
+	for _, key := range k.allKeys() {
 		select {
 		case key.intervalChanged <- struct{}{}:
 		default:
@@ -44,12 +44,20 @@ func (k *Keyring) SetOutageWait(d time.Duration) { k.outageWait.Store(int64(d)) 
 // have to ask again. All other errors have no effect: an unreachable KMS
 // does not revoke a key, and it does not extend the TTL either.
 //
+// Run also closes keys of templates that are idle, and probes those that are
+// open.
+//
 // Run must not be called twice at the same time. It returns after its last
 // probe.
 func (k *Keyring) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, key := range k.keys { // separately, so that one KMS that hangs does not delay the others
-		wg.Go(func() { k.probeAtIntervals(ctx, key) })
+		if !key.isTemplate() {
+			wg.Go(func() { k.probeAtIntervals(ctx, key) })
+		}
+	}
+	if k.templates {
+		wg.Go(func() { k.keepTenants(ctx, &wg) })
 	}
 	wg.Wait()
 }

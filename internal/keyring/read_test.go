@@ -187,7 +187,7 @@ func TestChosenKeyIsRead(t *testing.T) {
 		})
 	}
 
-	if err := k.SetDefault("a-nother", "", "b", keyring.KeepBlocking); !errors.Is(err, keyring.ErrNotAllowed) {
+	if err := k.SetDefault(t.Context(), "a-nother", "", "b", keyring.KeepBlocking); !errors.Is(err, keyring.ErrNotAllowed) {
 		t.Errorf("choosing a key that no rule allows: %v", err)
 	}
 }

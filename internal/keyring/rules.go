@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -85,14 +86,15 @@ func (k *Keyring) SetRules(rules []Rule) error {
 	return nil
 }
 
-// KeyID returns the id of the KMS key that Create would use for obj.
-// Errors: ErrNoRule, ErrUnknownKey, ErrNotAllowed, and the error of an
-// unavailable key.
-func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, error) {
-	_, _, service, err := k.keyFor(obj, client, requestedKeyID)
+// KeyID returns the id of the KMS key that Create would use for obj. It asks
+// the KMS only to open the key of a tenant. Errors: ErrNoRule, ErrUnknownKey,
+// ErrNotAllowed, ErrTenant, and the error of an unavailable key.
+func (k *Keyring) KeyID(ctx context.Context, obj Object, client, requestedKeyID string) (string, error) {
+	_, key, service, err := k.keyFor(ctx, obj, client, requestedKeyID)
 	if err != nil {
 		return "", err
 	}
+	key.letGo()
 	return service.id, nil
 }
 
@@ -109,18 +111,21 @@ func (k *Keyring) Unbound(keyID string, wrapped []byte) bool {
 // objects. block changes whether customer keys are blocked in the bucket; the
 // rules still hold where they are not. Errors: those of KeyID, and
 // ErrDefaults, also if no file is configured.
-func (k *Keyring) SetDefault(bucket, client, requestedKeyID string, block Blocking) error {
+func (k *Keyring) SetDefault(
+	ctx context.Context, bucket, client, requestedKeyID string, block Blocking,
+) error {
 	if k.cfg.Defaults == nil {
 		return fmt.Errorf("%w: none is configured", ErrDefaults)
 	}
 
 	name := ""
 	if requestedKeyID != "" {
-		_, key, _, err := k.keyFor(Object{Bucket: bucket}, client, requestedKeyID)
+		_, key, _, err := k.keyFor(ctx, Object{Bucket: bucket}, client, requestedKeyID)
 		if err != nil {
 			return err
 		}
-		name = key.Name
+		name = key.configured().Name
+		key.letGo()
 	}
 
 	return k.cfg.Defaults.Set(bucket, name, block)
@@ -155,8 +160,11 @@ func (k *Keyring) RulesAllowCustomerKeys(bucket string) bool {
 }
 
 // keyFor returns the key to encrypt obj with. A client may request another
-// key than the rule's, but only if a rule allows it to write.
-func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState, *service, error) {
+// key than the rule's, but only if a rule allows it to write. The caller must
+// call letGo.
+func (k *Keyring) keyFor(
+	ctx context.Context, obj Object, client, requested string,
+) (Rule, *keyState, *service, error) {
 	r, err := k.Rule(obj, client)
 	if err != nil {
 		return r, nil, nil, err
@@ -174,10 +182,7 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 		key = k.lookup(requested)
 	}
 	if key == nil {
-		if err := k.unopenedError(); err != nil {
-			return r, nil, nil, err
-		}
-		return r, nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requested)
+		return k.tenantFor(ctx, obj, r, requested)
 	}
 
 	if key.Successor != "" {
@@ -188,9 +193,15 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 	}
 
 	// A bucket's default key was checked when it was chosen.
-	allowed := key.Name == r.Key || byDefault && len(r.AskedKeys) == 0 || matchName(r.AskedKeys, key.Name)
+	allowed := r.mayWrite(key) || byDefault && len(r.AskedKeys) == 0
 	if !allowed {
 		return r, nil, nil, fmt.Errorf("%w: key %q instead of %q", ErrNotAllowed, key.Name, r.Key)
+	}
+	if key.isTemplate() {
+		if key, err = k.openTenant(ctx, key, obj); err != nil {
+			return r, nil, nil, err
+		}
+		return r, key, key.kms.Load(), nil
 	}
 
 	service := key.kms.Load()
@@ -202,7 +213,37 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 		return r, nil, nil, fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, key.Unavailable)
 	}
 
-	return r, key, service, nil
+	return r, key.held(), service, nil
+}
+
+// mayWrite reports whether the rule allows new objects under a configured key.
+func (r *Rule) mayWrite(key *keyState) bool {
+	return key.Name == r.Key || matchName(r.AskedKeys, key.Name)
+}
+
+// tenantFor is keyFor for a requested key that is not configured: it may be
+// the key of the tenant that the object belongs to.
+func (k *Keyring) tenantFor(
+	ctx context.Context, obj Object, r Rule, requested string,
+) (Rule, *keyState, *service, error) {
+	for _, family := range k.keys {
+		if !family.isTemplate() || !r.mayWrite(family) {
+			continue
+		}
+		key, err := k.openTenant(ctx, family, obj)
+		if err != nil {
+			return r, nil, nil, err
+		}
+		if service := key.kms.Load(); key.Name == requested || kms.SameKey(service.id, requested) {
+			return r, key, service, nil
+		}
+		key.letGo()
+	}
+
+	if err := k.unopenedError(); err != nil {
+		return r, nil, nil, err
+	}
+	return r, nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requested)
 }
 
 // mayRead returns an error if no rule for the object names the key,
@@ -213,7 +254,7 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 		switch {
 		case k.ambiguous(&r, obj):
 			return fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
-		case r.covers(obj) && k.ruleNames(&r, opened):
+		case r.covers(obj) && k.ruleNames(&r, opened) && opened.belongsTo(obj):
 			return nil
 		}
 	}
@@ -222,7 +263,7 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 	if err != nil {
 		return err
 	}
-	if key := k.byName[chosen]; key != nil && sameKey(key, opened) {
+	if key := k.byName[chosen]; key != nil && sameKey(key, opened) && opened.belongsTo(obj) {
 		return nil
 	}
 
@@ -233,16 +274,16 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 // ruleNames reports whether a rule names the key, or another name of the
 // same KMS key.
 func (k *Keyring) ruleNames(r *Rule, opened *keyState) bool {
-	return slices.ContainsFunc(k.keys, func(other *keyState) bool {
-		return (r.Key == other.Name || matchName(r.AskedKeys, other.Name) || matchName(r.ReadKeys, other.Name)) &&
-			sameKey(other, opened)
-	})
+	return slices.ContainsFunc(k.keys, func(other *keyState) bool { return r.names(other) && sameKey(other, opened) })
 }
 
+// names reports whether a rule names a configured key, for any use.
+func (r *Rule) names(key *keyState) bool { return r.mayWrite(key) || matchName(r.ReadKeys, key.Name) }
+
 // sameKey reports whether a configured key is the opened key itself, its
-// successor, or the same key in the KMS.
+// template, its successor, or the same key in the KMS.
 func sameKey(other, opened *keyState) bool {
-	return other == opened || other.Name == opened.Successor || other.isTwinOf(opened)
+	return other == opened.configured() || other.Name == opened.Successor || other.isTwinOf(opened)
 }
 
 // Unread returns the names of keys that no rule names. Objects under these
@@ -261,7 +302,15 @@ func (k *Keyring) Unread() (names []string) {
 // prefixes, and the object key has "." or ".." segments.
 func (k *Keyring) ambiguous(r *Rule, obj Object) bool {
 	return !k.cfg.LiteralKeys && keyname.HasDots(obj.Key) && r.matchesBucket(obj.Bucket) &&
-		len(r.Prefixes) > 0 && !slices.Contains(r.Prefixes, "")
+		(len(r.Prefixes) > 0 && !slices.Contains(r.Prefixes, "") || k.usesKey(r))
+}
+
+// usesKey reports whether a rule names a template whose key depends on the
+// object key.
+func (k *Keyring) usesKey(r *Rule) bool {
+	return k.templates && slices.ContainsFunc(k.keys, func(key *keyState) bool {
+		return key.isTemplate() && key.Template.Text.UsesKey() && r.names(key)
+	})
 }
 
 func (r *Rule) matches(obj Object, client string) bool {

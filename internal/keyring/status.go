@@ -19,6 +19,7 @@ const (
 	Revoked     State = "revoked"     // refused in the last answer to a probe or about a genuine blob
 	Unreachable State = "unreachable" // the last call got no answer
 	Unopened    State = "unopened"    // the key could not be opened yet
+	IsTemplate  State = "template"    // not a key, but a template for the keys of tenants
 )
 
 // Status is the state of one key.
@@ -27,6 +28,10 @@ type Status struct {
 	Provider string
 	ID       string // in the KMS; "" until the key is opened
 	State    State
+	// Template is the name of the key's template; "" for a configured key.
+	// Open is how many keys of a template are open.
+	Template string
+	Open     int
 	// Answered is when the KMS last answered, with success or an error;
 	// zero for never. Outcome is the error of that answer, or why the key
 	// is not open; nil for success.
@@ -59,13 +64,19 @@ type Status struct {
 	LastUse      time.Duration
 }
 
-// Status returns the state of each key, in configuration order.
+// Status returns the state of each key, in configuration order, and then that
+// of each open key of a template, the most recently used first.
 func (k *Keyring) Status() []Status {
 	holdings := k.cfg.Cache.Holdings()
-	out := make([]Status, 0, len(k.keys))
+	tenants, open := k.tenants.all(), make(map[*keyState]int)
+	for _, key := range tenants {
+		open[key.configured()]++
+	}
 
-	for _, key := range k.keys {
+	out := make([]Status, 0, len(k.keys)+len(tenants))
+	for _, key := range k.allKeys() {
 		s := k.statusOf(key)
+		s.Open = open[key]
 		if service := key.kms.Load(); service != nil {
 			s.ID = service.id
 			h := holdings[service.id]
@@ -103,7 +114,13 @@ func (k *Keyring) statusOf(key *keyState) Status {
 		}
 	}
 
+	if key.tenant != nil {
+		s.Template = key.tenant.family.Name
+	}
+
 	switch {
+	case key.isTemplate():
+		s.State = IsTemplate
 	case key.kms.Load() == nil:
 		s.State, s.Outcome = Unopened, cmp.Or(s.Outcome, key.Unavailable)
 	case key.unanswered:
@@ -162,7 +179,7 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 		return 0
 	}
 
-	for _, key := range k.keys {
+	for _, key := range k.allKeys() {
 		if key.kms.Load() != nil && key.newestSample.Load() != nil {
 			n += float64(key.probesAtOnce()) / interval.Seconds()
 		}
@@ -174,7 +191,7 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 // Unopened reports whether the named key has not been opened yet.
 func (k *Keyring) Unopened(name string) bool {
 	key := k.byName[name]
-	return key != nil && key.kms.Load() == nil
+	return key != nil && !key.isTemplate() && key.kms.Load() == nil
 }
 
 // Try makes a round trip with the named key through the KMS, and returns
@@ -183,6 +200,9 @@ func (k *Keyring) Try(ctx context.Context, name string) error {
 	key := k.byName[name]
 	if key == nil {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
+	}
+	if key.isTemplate() {
+		return fmt.Errorf("%w: %q is a template, and no key by itself", ErrUnknownKey, name)
 	}
 
 	service := key.kms.Load()

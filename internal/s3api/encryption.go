@@ -21,9 +21,12 @@ func (s *Server) getBucketEncryption(c *call) error {
 	chosen, err := s.Keys.Rule(crypt.Object{Bucket: c.bucket}, c.client.Name)
 	keyID := ""
 	if err == nil {
-		keyID, err = s.Keys.KeyID(crypt.Object{Bucket: c.bucket}, c.client.Name, "")
+		keyID, err = s.Keys.KeyID(c.Context(), crypt.Object{Bucket: c.bucket}, c.client.Name, "")
 	}
 
+	if errors.Is(err, keyring.ErrTenant) {
+		err = nil // each tenant has its own key, and S3's answer need not name one
+	}
 	if errors.Is(err, keyring.ErrNoRule) {
 		return &Error{
 			Code:    "ServerSideEncryptionConfigurationNotFoundError",
@@ -44,7 +47,10 @@ func (s *Server) getBucketEncryption(c *call) error {
 		blocked = noEncryption
 	}
 
-	type byDefault struct{ SSEAlgorithm, KMSMasterKeyID string }
+	type byDefault struct {
+		SSEAlgorithm   string
+		KMSMasterKeyID string `xml:",omitempty"`
+	}
 	type rule struct {
 		Default          byDefault `xml:"ApplyServerSideEncryptionByDefault"`
 		BucketKeyEnabled bool
@@ -181,7 +187,7 @@ func (s *Server) setDefault(c *call, keyID string, block keyring.Blocking, statu
 		return notImplemented("Choosing a bucket's KMS key",
 			"the proxy's configuration does it, with encryption.rules or encryption.bucket_defaults_file")
 	}
-	if err := s.Keys.SetDefault(c.bucket, c.client.Name, keyID, block); err != nil {
+	if err := s.Keys.SetDefault(c.Context(), c.bucket, c.client.Name, keyID, block); err != nil {
 		return err
 	}
 	c.w.WriteHeader(status)

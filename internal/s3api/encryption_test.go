@@ -120,7 +120,7 @@ func TestBucketDefaults(t *testing.T) {
 		*out.ServerSideEncryptionConfiguration.Rules[0].ApplyServerSideEncryptionByDefault.KMSMasterKeyID != other {
 		t.Errorf("shown: %+v, %v", out, err)
 	}
-	if got, err := p.keys.KeyID(keyring.Object{Bucket: p.bucket, Key: "k"}, "", "main"); err != nil || got != main {
+	if got, err := p.keys.KeyID(t.Context(), keyring.Object{Bucket: p.bucket, Key: "k"}, "", "main"); err != nil || got != main {
 		t.Errorf("what a client asks for with the object comes first: %s, %v", got, err)
 	}
 

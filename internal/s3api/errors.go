@@ -240,6 +240,8 @@ func asError(ctx context.Context, err error) *Error {
 			Message: "No encryption rule for this object names the KMS key that encrypts it, so it cannot be read.",
 			cause:   err,
 		}
+	case errors.Is(err, keyring.ErrTenant):
+		return &Error{Code: "InvalidArgument", Message: tenantMessage(err), cause: err}
 	case errors.Is(err, keyring.ErrKeyName):
 		return &Error{
 			Code:    "InvalidArgument",
@@ -441,4 +443,13 @@ func (e *Error) xml(resource, requestID string) []byte {
 	}
 
 	return body
+}
+
+// tenantMessage says why the name of an object names no tenant.
+func tenantMessage(err error) string {
+	var reason *keyring.TenantError
+	if !errors.As(err, &reason) {
+		return "The name of the object does not name a KMS key of the proxy."
+	}
+	return "The proxy chooses the KMS key by the name of the object: " + reason.Error() + "."
 }

@@ -102,11 +102,11 @@ func (s *Server) otherKey(c *call, asked string) (string, error) {
 	if asked == "" {
 		return "", nil
 	}
-	id, err := s.Keys.KeyID(c.object(), c.client.Name, asked)
+	id, err := s.Keys.KeyID(c.Context(), c.object(), c.client.Name, asked)
 	if err != nil {
 		return "", err
 	}
-	if own, err := s.Keys.KeyID(c.object(), c.client.Name, ""); err == nil && own == id {
+	if own, err := s.Keys.KeyID(c.Context(), c.object(), c.client.Name, ""); err == nil && own == id {
 		return "", nil
 	}
 	return id, nil

@@ -132,7 +132,7 @@ func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **writ
 		}
 	}
 
-	if _, err := e.cfg.Keys.KeyID(obj, e.cfg.Client, ""); err != nil || e.cfg.DryRun {
+	if _, err := e.cfg.Keys.KeyID(ctx, obj, e.cfg.Client, ""); err != nil || e.cfg.DryRun {
 		return r, err
 	}
 

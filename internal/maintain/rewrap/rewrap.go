@@ -244,7 +244,7 @@ func (f *found) request() stored.Request {
 
 // current reports whether the whole object is already under the target key.
 func (m *Mover) current(ctx context.Context, f *found) (bool, error) {
-	target, err := m.cfg.Keys.KeyID(f.obj, m.cfg.Client, m.cfg.To)
+	target, err := m.cfg.Keys.KeyID(ctx, f.obj, m.cfg.Client, m.cfg.To)
 	if err != nil {
 		return false, err
 	}

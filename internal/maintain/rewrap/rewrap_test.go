@@ -274,7 +274,7 @@ func (l *lab) forms() (out []byte) {
 
 func (l *lab) id(name string) string {
 	l.Helper()
-	id, err := l.keys.KeyID(l.obj, "", name)
+	id, err := l.keys.KeyID(l.Context(), l.obj, "", name)
 	if err != nil {
 		l.Fatal(err)
 	}

@@ -179,7 +179,7 @@ func FaultOf(err error) Fault {
 		return KeyUnavailable
 	case errors.As(err, &key):
 		return keyFault(key)
-	case errors.Is(err, keyring.ErrUnknownKey):
+	case errors.Is(err, keyring.ErrUnknownKey), errors.Is(err, keyring.ErrTenant):
 		return KeyUnknown
 	case errors.Is(err, keyring.ErrChanged):
 		return KeyUnavailable

@@ -38,7 +38,7 @@ func TestFaultOf(t *testing.T) {
 		},
 		verify.Plaintext:  {fmt.Errorf("k: %w", verify.ErrPlaintext)},
 		verify.KeyRevoked: {of(kms.Disabled), of(kms.Denied), of(kms.PendingDeletion), of(kms.NotFound)},
-		verify.KeyUnknown: {fmt.Errorf("%w %q", keyring.ErrUnknownKey, "x")},
+		verify.KeyUnknown: {fmt.Errorf("%w %q", keyring.ErrUnknownKey, "x"), keyring.ErrTenant},
 		verify.KeyUnavailable: {
 			of(kms.Unreachable), of(kms.Throttled), of(kms.Internal), of(kms.Canceled), of(kms.Invalid), keyring.ErrChanged,
 			keyring.ErrNotOpen, errors.Join(crypt.ErrAuth, of(kms.Unreachable)),
