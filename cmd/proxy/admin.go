@@ -210,6 +210,8 @@ type keyStatus struct {
 	Name              string     `json:"name"`
 	Provider          string     `json:"provider"`
 	ID                string     `json:"id,omitempty"`
+	Template          string     `json:"template,omitempty"` // for the key of a tenant, its template
+	Open              *int       `json:"open,omitempty"`     // for a template, how many of its keys are open
 	State             string     `json:"state"`
 	LastAnswer        *time.Time `json:"last_answer,omitempty"` // time of the KMS's last answer
 	Answer            string     `json:"answer,omitempty"`      // ok, or the kind of an error
@@ -225,10 +227,19 @@ type keyStatus struct {
 	LastByteSeconds   float64    `json:"last_byte_seconds,omitempty"` // time from RevokedSince to the last byte
 }
 
+// shownTenants is how many keys of templates /admin/keys shows, those that
+// were used most recently.
+const shownTenants = 100
+
 func (s *server) serveKeys(w http.ResponseWriter, _ *http.Request) {
-	list := []keyStatus{}
+	list, tenants := []keyStatus{}, 0
 	for _, status := range s.keys.Status() {
-		list = append(list, describeKey(status))
+		if status.Template != "" {
+			tenants++
+		}
+		if tenants <= shownTenants || status.Template == "" {
+			list = append(list, describeKey(status))
+		}
 	}
 	answerJSON(w, map[string]any{"keys": list})
 }
@@ -239,6 +250,10 @@ func describeKey(s keyring.Status) keyStatus {
 		DEKs: s.DEKs, OldestSeconds: s.OldestAge.Seconds(), Leases: s.Leases,
 		Parts: s.Parts, PartsRevoked: s.PartsRevoked, Unprobed: s.Unprobed,
 		RevocationSeconds: s.Window.Seconds(), LastByteSeconds: s.LastUse.Seconds(),
+	}
+	out.Template = s.Template
+	if s.State == keyring.IsTemplate {
+		out.Open = &s.Open
 	}
 	if !s.Answered.IsZero() {
 		out.LastAnswer, out.Answer = &s.Answered, "ok"

@@ -43,7 +43,7 @@ func openDirectAt(
 	for _, k := range b.opened {
 		b.keep(ctx, k)
 	}
-	for _, k := range cfg.Keys {
+	for _, k := range cfg.Keys { // templates are never unopened
 		go b.openLater(ctx, k) // waits for a KMS that cannot be reached
 	}
 	send := inplace.NewSender(b.origin, s3api.CheckAnswer, s3api.CheckRefusal)

@@ -34,8 +34,8 @@ func (b *backend) openKeys(ctx context.Context) []openedKey {
 	var all errgroup.Group
 	all.SetLimit(startTogether)
 	for i, k := range b.cfg.Keys {
-		if k.IsTogether() {
-			continue // its members are opened
+		if k.IsTogether() || k.IsTemplate() {
+			continue // its members are opened, or the keys of tenants when they are used
 		}
 		all.Go(func() error {
 			out[i].wrapper, out[i].err = buildWrapper(ctx, k, b.reportReread(k))
@@ -52,7 +52,12 @@ func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
 	if b.observer.label[k.Name] == otherKeys {
 		label = otherKeys
 	}
-	left := b.metrics.Breaker(label)
+	return b.limited(k, w, b.metrics.Breaker(label).Add)
+}
+
+// limited is withLimits. opened is called with 1 when the circuit breaker
+// opens, and with -1 when it closes.
+func (b *backend) limited(k config.Key, w kms.Wrapper, opened func(float64)) kms.Wrapper {
 	limits := kms.LimitConfig{MaxConcurrent: b.cfg.KMS.MaxConcurrent}
 
 	if k.Provider != config.Local { // a local key has no quota
@@ -62,7 +67,7 @@ func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
 	limited := kms.Limit(w, limits)
 	broken := kms.Breaker(limited, kms.BreakerConfig{
 		OnChange: func(open bool) {
-			left.Add(map[bool]float64{true: 1, false: -1}[open])
+			opened(map[bool]float64{true: 1, false: -1}[open])
 			b.log.Warn("kms circuit breaker", zap.String("kms_key", w.KeyID()), zap.Bool("open", open))
 			if r, ok := w.(kms.Resetter); ok && open {
 				go r.ResetConnections() // so that the trial request uses a new connection
@@ -76,7 +81,7 @@ func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
 // openKey is an open key with its name.
 type openKey struct {
 	name    string
-	wrapper kms.Wrapper
+	wrapper any // a kms.Wrapper, or what the keys of a template share
 }
 
 // keep runs the background work of a provider, such as renewing a token. It
@@ -104,6 +109,9 @@ func (b *backend) tryKeys(ctx context.Context) {
 		var all errgroup.Group
 		all.SetLimit(startTogether)
 		for _, k := range b.cfg.Keys {
+			if k.IsTemplate() {
+				continue // there is no key to try
+			}
 			all.Go(func() error {
 				b.tryKey(ctx, k)
 				return nil
@@ -180,6 +188,10 @@ func (b *backend) reopen(ctx context.Context, before, next *config.Config) {
 		i := slices.IndexFunc(before.Keys, func(old config.Key) bool { return old.Name == k.Name })
 		if i < 0 || k.IsTogether() || reflect.DeepEqual(before.Keys[i], k) ||
 			!reflect.DeepEqual(withoutSecrets(before.Keys[i]), withoutSecrets(k)) {
+			continue
+		}
+		if k.IsTemplate() {
+			b.reopenTemplate(ctx, k)
 			continue
 		}
 

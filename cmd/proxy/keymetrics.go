@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +36,7 @@ func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Dur
 	}
 	s3api.RecordKMS(ctx, took)
 
-	o.metrics.KMS(o.label[key], op, result, took)
+	o.metrics.KMS(o.labelOf(key), op, result, took)
 	if _, broken := o.broken.Load(key); err == nil && broken {
 		o.broken.Delete(key)
 		o.log.Info("this key works now", zap.String("kms_key_name", key), zap.String("operation", op))
@@ -50,6 +51,16 @@ func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Dur
 			zap.Error(err),
 		)
 	}
+}
+
+// labelOf returns the metric label of a key. All keys of a template have the
+// label of the template.
+func (o *keyObserver) labelOf(key string) string {
+	if label, ok := o.label[key]; ok {
+		return label
+	}
+	template, _, _ := strings.Cut(key, ":")
+	return o.label[template]
 }
 
 // Revoked implements keyring.Observer.
@@ -83,9 +94,9 @@ func (o *keyObserver) Used(key string, id [32]byte, use keyring.Use) {
 	case keyring.Released:
 		o.advisor.Released(id)
 	case keyring.Renewed:
-		o.metrics.Lease(o.label[key], "renewed")
+		o.metrics.Lease(o.labelOf(key), "renewed")
 	case keyring.Cut:
-		o.metrics.Lease(o.label[key], "cut")
+		o.metrics.Lease(o.labelOf(key), "cut")
 	}
 }
 
@@ -173,6 +184,10 @@ func (b *backend) measureKeys() {
 			func(s keyring.Status) float64 { return float64(s.PartsRevoked) },
 		},
 		{
+			"cmekproxy_key_template_open", "Keys of the template that are open.", sum,
+			func(s keyring.Status) float64 { return float64(s.Open) },
+		},
+		{
 			"cmekproxy_revocation_window_seconds",
 			"Current upper bound of the time from the KMS's refusal of the key to the last byte under it.",
 			most, func(s keyring.Status) float64 { return s.Window.Seconds() },
@@ -206,7 +221,7 @@ func (b *backend) ofEachLabel(
 	return func(yield func(string, float64)) {
 		values := make(map[string]float64)
 		for _, s := range b.keys.Status() {
-			label := b.observer.label[s.Name]
+			label := b.observer.labelOf(s.Name)
 			if value, ok := values[label]; ok {
 				values[label] = together(value, of(s))
 			} else {

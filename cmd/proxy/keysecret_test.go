@@ -15,8 +15,17 @@ import (
 // file is used without a restart.
 func TestKeySecretsInFilesAreReadAgain(t *testing.T) {
 	t.Parallel()
+	t.Run("a key", func(t *testing.T) { testKeySecret(t, "key") })
+	t.Run("a template", func(t *testing.T) { testKeySecret(t, "of.${bucket}") })
+}
+
+func testKeySecret(t *testing.T, keyID string) {
+	t.Helper()
+	t.Parallel()
 	vault := kmstest.StartVault(t)
-	vault.CreateKey("key", "aes256-gcm96", true)
+	for _, name := range []string{"key", "of.vault"} {
+		vault.CreateKey(name, "aes256-gcm96", true)
+	}
 	token := &secretVolume{t: t, dir: t.TempDir()}
 	token.write(vault.NewToken(kmstest.VaultToken{}))
 	listen, admin := freePort(t), freePort(t)
@@ -30,8 +39,8 @@ func TestKeySecretsInFilesAreReadAgain(t *testing.T) {
 		"rules: [{buckets: [vault], key: vault}, ",
 		"keys: [",
 		fmt.Sprintf(
-			"keys: [{name: vault, provider: vault-transit, address: %q, key_id: key, login: {token: \"file:%s\"}}, ",
-			vault.URL(),
+			"keys: [{name: vault, provider: vault-transit, address: %q, key_id: %q, login: {token: \"file:%s\"}}, ",
+			vault.URL(), keyID,
 			token.path(),
 		),
 	)

@@ -35,6 +35,7 @@ type backend struct {
 	observer *keyObserver
 	opened   []openKey                   // the keys that could be opened at the start
 	members  map[string]*memberKey       // by name, the keys that others consist of
+	shared   map[string]*templateKeys    // by name, the templates
 	keeping  sync.Map                    // by key name, the context.CancelFunc that ends keep
 	duties   []func(ctx context.Context) // background work while the keys are in use
 }
@@ -97,7 +98,7 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 		Keys: keys, Rules: buildRules(b.cfg.Encryption.Rules), Cache: b.cache,
 		RevocationProbe: b.cfg.DEKCache.RevocationProbe, OutageWait: b.cfg.DEKCache.OutageWait,
 		LiteralKeys: b.cfg.Origin.Keys == config.LiteralKeys,
-		Observer:    b.observer, Auditor: auditor, Defaults: defaults,
+		Observer:    b.observer, Auditor: auditor, Defaults: defaults, MaxOpen: b.cfg.KMS.MaxOpenKeys,
 	})
 	if err != nil {
 		return err
@@ -122,8 +123,12 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 			Timeout:      kms.AttemptsPerCall * k.Timeout,
 			ProbeTimeout: k.Timeout,
 		}
-		if k.IsTogether() {
-			if err := b.putTogether(&key, k); err != nil {
+		if k.IsTogether() || k.IsTemplate() {
+			put := b.putTogether
+			if k.IsTemplate() {
+				put = b.putTemplate
+			}
+			if err := put(ctx, &key, k); err != nil {
 				return nil, err
 			}
 			keys = append(keys, key)

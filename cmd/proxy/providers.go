@@ -16,23 +16,9 @@ import (
 func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wrapper, error) {
 	switch k.Provider {
 	case config.AWSKMS:
-		return kms.NewAWS(ctx, kms.AWSConfig{
-			KeyID:       k.KeyID,
-			Region:      k.Region,
-			Endpoint:    k.Endpoint,
-			RoleARN:     k.RoleARN,
-			ExternalID:  k.ExternalID,
-			FIPS:        k.FIPS,
-			CAFile:      k.CAFile,
-			Report:      report,
-			Timeout:     k.Timeout,
-			MaxAttempts: 1,
-		})
+		return kms.NewAWS(ctx, awsConfig(k, report))
 	case config.VaultTransit:
-		return kms.NewVault(kms.VaultConfig{
-			Address: k.Address, Namespace: k.Namespace, Mount: k.Mount, KeyID: k.KeyID, EnvelopeID: k.EnvelopeID,
-			Login: vaultLogin(k.Login), CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
-		})
+		return kms.NewVault(vaultConfig(k, report))
 	case config.GCPKMS:
 		return kms.NewGCP(ctx, kms.GCPConfig{
 			KeyID: k.KeyID, Endpoint: k.Endpoint, CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
@@ -59,6 +45,28 @@ func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wra
 		return kms.NewLocal(k.KeyFile)
 	default:
 		return nil, fmt.Errorf("unknown provider %q", k.Provider)
+	}
+}
+
+func awsConfig(k config.Key, report kms.Report) kms.AWSConfig {
+	return kms.AWSConfig{
+		KeyID:       k.KeyID,
+		Region:      k.Region,
+		Endpoint:    k.Endpoint,
+		RoleARN:     k.RoleARN,
+		ExternalID:  k.ExternalID,
+		FIPS:        k.FIPS,
+		CAFile:      k.CAFile,
+		Report:      report,
+		Timeout:     k.Timeout,
+		MaxAttempts: 1,
+	}
+}
+
+func vaultConfig(k config.Key, report kms.Report) kms.VaultConfig {
+	return kms.VaultConfig{
+		Address: k.Address, Namespace: k.Namespace, Mount: k.Mount, KeyID: k.KeyID, EnvelopeID: k.EnvelopeID,
+		Login: vaultLogin(k.Login), CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
 	}
 }
 

@@ -96,8 +96,12 @@ func (s *sweep) away(err error) {
 	}
 }
 
-// tryKey is keyring.Try, but waits for a KMS that cannot be reached.
+// tryKey is keyring.Try, but waits for a KMS that cannot be reached. For a
+// template, there is nothing to try.
 func (s *sweep) tryKey(ctx context.Context, name string) error {
+	if s.shared[name] != nil {
+		return nil
+	}
 	for {
 		err := s.keys.Try(ctx, name)
 		if !kms.IsUnreachable(err) && !kms.IsThrottled(err) || ctx.Err() != nil {

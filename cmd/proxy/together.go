@@ -60,7 +60,7 @@ func recoverable(k config.Key, calls, probes kms.Wrapper) (kms.Wrapper, kms.Wrap
 }
 
 // putTogether makes a key that consists of others.
-func (b *backend) putTogether(key *keyring.Key, k config.Key) (err error) {
+func (b *backend) putTogether(_ context.Context, key *keyring.Key, k config.Key) (err error) {
 	calls := kms.MembersConfig{ID: togetherID(k), Missing: func(member, op string, _ error) {
 		b.metrics.MemberMissing(b.observer.label[k.Name], b.observer.label[member], op)
 	}}

@@ -253,6 +253,9 @@ func (d *decoder) checkKeys(keys []Key) {
 		default: // no further checks
 		}
 		d.checkRecovery(k)
+		if k.IsTemplate() {
+			d.checkTemplate(k, keys)
+		}
 	}
 }
 
@@ -288,7 +291,11 @@ func (d *decoder) checkMembers(k *Key, keys []Key) {
 func (d *decoder) checkMember(name *string, keys []Key) {
 	for i := range keys {
 		k := &keys[i]
-		if k.Name == *name && (len(k.AlsoKnownAs) > 0 || strings.Contains(k.KeyID, "alias/")) {
+		switch {
+		case k.Name != *name:
+		case k.IsTemplate():
+			d.fail(name, "a member must be one key: this one is a template")
+		case len(k.AlsoKnownAs) > 0 || strings.Contains(k.KeyID, "alias/"):
 			d.fail(name, "a member must be configured with its own id, and without also_known_as: an alias can move")
 		}
 	}
@@ -536,6 +543,10 @@ func (d *decoder) checkKMS(k *KMS) {
 	}
 	if k.MaxPerSecond < 1 || k.MaxPerSecond > 100_000 {
 		d.fail(&k.MaxPerSecond, "kms.max_per_second must be from 1 to 100000")
+	}
+
+	if k.MaxOpenKeys < 1 || k.MaxOpenKeys > 100_000 {
+		d.fail(&k.MaxOpenKeys, "kms.max_open_keys must be from 1 to 100000")
 	}
 
 	d.checkRange(&k.Timeout, "kms.timeout", minKMSTimeout, maxKMSTimeout)

@@ -372,6 +372,9 @@ func TestRangeErrors(t *testing.T) {
 			`19:26: dek_cache.outage_wait must be shorter than limits.idle_timeout (2m0s)`,
 		}},
 		{
+			"open keys", "", "kms: {max_open_keys: 0}\n", []string{`19:22: kms.max_open_keys must be from 1 to 100000`},
+		},
+		{
 			"KMS limits", "", "kms: {max_concurrent: 0, max_per_second: 0, price_per_10000: -1, currency: \"\"}\n",
 			[]string{
 				`19:23: kms.max_concurrent must be from 1 to 10000`,

@@ -18,6 +18,7 @@
 //	readsecret.go  secrets
 //	secret.go      Secret: a string that does not print itself
 //	check.go       checks of the values
+//	template.go    keys that are templates
 //	address.go     checks of addresses and URLs
 //	errors.go      Error, and suggestions for misspelled names
 //	words.go       struct tags, and words for errors

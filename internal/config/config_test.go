@@ -95,7 +95,8 @@ func TestDefaults(t *testing.T) {
 			TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second,
 		},
 		KMS: config.KMS{
-			MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, PricePer10000: 0.03, Currency: "USD",
+			MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, MaxOpenKeys: 1000,
+			PricePer10000: 0.03, Currency: "USD",
 		},
 		Audit: config.Audit{MaxSizeMB: 100},
 		Log:   config.Log{Level: "info"},

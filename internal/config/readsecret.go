@@ -23,7 +23,7 @@ func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 		return
 	}
 
-	text, err := d.expand(n.Value)
+	text, err := d.expand(n.Value, false)
 	if file, ok := strings.CutPrefix(text, "file:"); ok && err == nil && strings.HasPrefix(n.Value, "file:") {
 		text, err = readSecret(file)
 	}

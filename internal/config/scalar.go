@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cmekproxy/cmekproxy/internal/keytemplate"
 )
 
 var durationType = reflect.TypeFor[time.Duration]()
@@ -30,7 +32,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []st
 		return
 	}
 
-	text, err := d.expand(n.Value)
+	text, err := d.expand(n.Value, takesTemplate(path))
 	if err != nil {
 		d.fail(field, "%s: %v", path, err)
 		return
@@ -119,12 +121,16 @@ var (
 )
 
 // expand replaces each ${NAME} by the environment variable NAME, and $${ by
-// ${. The replacement is not expanded again.
-func (d *decoder) expand(text string) (string, error) {
+// ${. The replacement is not expanded again. In a template, the variables of
+// package keytemplate stay.
+func (d *decoder) expand(text string, template bool) (string, error) {
 	var failure error
 	expanded := variable.ReplaceAllStringFunc(text, func(match string) string {
-		if match == "$${" {
+		switch name, closed := strings.CutSuffix(strings.TrimPrefix(match, "${"), "}"); {
+		case match == "$${":
 			return "${"
+		case template && closed && keytemplate.IsVariable(name):
+			return match
 		}
 
 		value, err := d.lookup(match[len("${"):])

@@ -191,7 +191,8 @@ type Key struct {
 	// apply.
 	Provider Provider `yaml:"provider" config:"required" values:"aws-kms vault-transit gcp-kms azure-keyvault pkcs11 local all-of any-of"`
 	// KeyID identifies the key in the KMS, in the KMS's notation. For
-	// pkcs11, it is the CKA_ID in hexadecimal.
+	// pkcs11, it is the CKA_ID in hexadecimal. For aws-kms and
+	// vault-transit, it may be a template; see IsTemplate.
 	KeyID string `yaml:"key_id"`
 	// RoleARN is a role to assume for calls to the KMS. Empty means the
 	// proxy's own identity.
@@ -252,7 +253,8 @@ type Key struct {
 	KeyLabel string `yaml:"key_label"`
 	// PIN is the PIN of the token's user. Empty means no login.
 	PIN Secret `yaml:"pin"`
-	// KeyFile is the path of a file with the key.
+	// KeyFile is the path of a file with the key. It may be a template; see
+	// IsTemplate.
 	KeyFile string `yaml:"key_file"`
 	// Members are the names of two to four other keys that are used
 	// together. With all-of, all of them must agree to each use. With
@@ -460,6 +462,9 @@ type KMS struct {
 	// probe. Logins do not count. A call retries for up to three times this
 	// long. 100ms to 30s, default 2s.
 	Timeout time.Duration `yaml:"timeout"`
+	// MaxOpenKeys limits how many keys of templates are open at once, for all
+	// templates together. 1 to 100000, default 1000.
+	MaxOpenKeys int `yaml:"max_open_keys"`
 	// PricePer10000 is the price of 10,000 calls in Currency, for the TTL
 	// advisor. Default 0.03 USD, the price of AWS KMS.
 	PricePer10000 float64 `yaml:"price_per_10000"`
@@ -543,7 +548,8 @@ func defaults() *Config {
 			TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second,
 		},
 		KMS: KMS{
-			MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, PricePer10000: 0.03, Currency: "USD",
+			MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, MaxOpenKeys: 1000,
+			PricePer10000: 0.03, Currency: "USD",
 		},
 		Log:   Log{Level: "info"},
 		Audit: Audit{MaxSizeMB: 100},
