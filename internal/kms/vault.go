@@ -96,7 +96,7 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 	if err != nil {
 		return nil, err
 	}
-	return keys.open(cfg.KeyID, cfg.EnvelopeID)
+	return keys.openKey(cfg.KeyID, cfg.EnvelopeID)
 }
 
 // VaultKeys opens keys of one mount that share a login and connections.
@@ -126,9 +126,9 @@ func NewVaultKeys(cfg VaultConfig) (*VaultKeys, error) {
 }
 
 // Open returns the key with a name. It makes no calls.
-func (k *VaultKeys) Open(name string) (*Vault, error) { return k.open(name, "") }
+func (k *VaultKeys) Open(name string) (*Vault, error) { return k.openKey(name, "") }
 
-func (k *VaultKeys) open(name, envelopeID string) (*Vault, error) {
+func (k *VaultKeys) openKey(name, envelopeID string) (*Vault, error) {
 	v := &Vault{key: name, mount: k.mount, timeout: k.timeout, id: cmp.Or(envelopeID, k.idOf(name)), login: k.login}
 	if err := errors.Join(checkVaultPaths("", v.mount, v.key), checkKeyID(v.id, vaultMaxBlob)); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(v.id, maxKeyID), Err: err}
