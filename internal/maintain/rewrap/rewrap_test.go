@@ -7,8 +7,10 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"math"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -540,6 +542,38 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 
 	if id := l.read(); id != l.id("new") || l.calls.wrap != 1 {
 		t.Errorf("under %s after %d wraps", id, l.calls.wrap)
+	}
+}
+
+// A store that shows the size of one write and the metadata of another is
+// asked again. If it goes on, the object is reported as altered.
+func TestTwoWritesInOneAnswer(t *testing.T) {
+	for name, row := range map[string]struct {
+		answers int // that are mixed
+		want    walk.Outcome
+	}{"one answer": {1, walk.Done}, "all answers": {math.MaxInt, walk.Failed}} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, localKey(t))
+			mixed := 0
+			l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+				resp, err := send(r)
+				if err == nil && r.Method == http.MethodHead && mixed < row.answers {
+					mixed++
+					resp.ContentLength++
+					resp.Header.Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
+				}
+				return resp, err
+			}
+
+			r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key})
+			isAltered := errors.Is(r.Err, stored.ErrIntegrity) && !errors.Is(r.Err, inplace.ErrChanged)
+			if r.Outcome != row.want || row.want == walk.Failed && !isAltered {
+				t.Errorf("%+v", r)
+			}
+			if id := l.read(); (id == l.id("new")) != (row.want == walk.Done) {
+				t.Errorf("under %s", id)
+			}
+		})
 	}
 }
 
