@@ -64,17 +64,19 @@ func (b *backend) putTogether(_ context.Context, key *keyring.Key, k config.Key)
 	calls := kms.MembersConfig{ID: togetherID(k), Missing: func(member, op string, _ error) {
 		b.metrics.MemberMissing(b.observer.label[k.Name], b.observer.label[member], op)
 	}}
-	probes := kms.MembersConfig{ID: calls.ID}
-	for _, name := range k.Members {
-		calls.Members = append(calls.Members, &b.members[name].calls)
-		probes.Members = append(probes.Members, &b.members[name].probes)
-	}
-
 	for _, member := range b.cfg.Keys {
 		if slices.Contains(k.Members, member.Name) {
 			key.Timeout = max(key.Timeout, kms.AttemptsPerCall*member.Timeout)
 			key.ProbeTimeout = max(key.ProbeTimeout, member.Timeout)
 		}
+	}
+
+	// A probe waits for every member until its time is up: otherwise the no of
+	// a KMS that is slower than the others would never be heard.
+	probes := kms.MembersConfig{ID: calls.ID, Grace: key.ProbeTimeout}
+	for _, name := range k.Members {
+		calls.Members = append(calls.Members, &b.members[name].calls)
+		probes.Members = append(probes.Members, &b.members[name].probes)
 	}
 
 	of := kms.AllOf
