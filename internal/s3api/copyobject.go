@@ -82,13 +82,17 @@ func (s *Server) copyObject(c *call) error {
 		return err
 	}
 
-	copied := &objectCopy{call: c, asked: q, choice: choice, wanted: wanted}
-	for copied.attempt = range copyAttempts {
-		if err = s.copyOnce(copied); !errors.Is(err, errCopyAgain) {
-			return s.withdraw(copied, err)
+	return s.copyWhole(&objectCopy{call: c, asked: q, choice: choice, wanted: wanted})
+}
+
+// copyWhole starts over until the copy is complete, and removes a flawed one.
+func (s *Server) copyWhole(c *objectCopy) (err error) {
+	for c.attempt = range copyAttempts {
+		if err = s.copyOnce(c); !errors.Is(err, errCopyAgain) {
+			return s.withdraw(c, err)
 		}
 	}
-	return s.withdraw(copied, fmt.Errorf("%w: %w", stored.ErrOverwritten, err))
+	return s.withdraw(c, fmt.Errorf("%w: %w", stored.ErrOverwritten, err))
 }
 
 // copyOnce copies what the source is now. Its error is errCopyAgain if the

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/xml"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -81,16 +80,7 @@ func (s *Server) rename(c *call, source crypt.Object) error {
 	renamed := &objectCopy{call: c, moves: true, asked: stored.Request{
 		Object: source, Header: sourceConditions(c.Header, renamePrefix+"-"), Plaintext: s.admitPlaintext(c, source),
 	}}
-	var err error
-	for renamed.attempt = range copyAttempts {
-		if err = s.copyOnce(renamed); !errors.Is(err, errCopyAgain) {
-			break
-		}
-	}
-	if errors.Is(err, errCopyAgain) {
-		err = fmt.Errorf("%w: %w", stored.ErrOverwritten, err)
-	}
-	if err := s.withdraw(renamed, err); err != nil {
+	if err := s.copyWhole(renamed); err != nil {
 		return err
 	}
 	return s.removeSource(renamed)
