@@ -28,8 +28,19 @@ for shard in $(seq 0 $((shards - 1))); do
 done
 
 code=0
+failed=
+shard=0
 for pid in $pids; do
-	wait "$pid" || code=$?
+	wait "$pid" || { code=$? && failed="$failed $dir/$shard"; }
+	shard=$((shard + 1))
 done
 cat "$dir"/[0-9]*
+
+# Tests of servers print long logs. What failed is named again behind them, at
+# the end, where people look first.
+if [ -n "$failed" ]; then
+	echo "shards.sh: failed, in full above:"
+	# shellcheck disable=SC2086 # a list of paths without spaces
+	grep -hE '^ *(--- FAIL|[a-zA-Z0-9_]+\.go:[0-9]+: )|^(panic|fatal error|exit status|WARNING: DATA RACE)' $failed || tail -n 20 $failed
+fi
 exit $code
