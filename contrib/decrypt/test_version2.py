@@ -83,7 +83,8 @@ class Single(unittest.TestCase):
 
     def refused(self, metadata: dict[str, str], body: bytes) -> None:
         with self.assertRaises(FormatError):
-            self.read(metadata, body)
+            is_multipart(metadata)
+            b"".join(open_single(Bytes(body), metadata, BUCKET, KEY, unwrap))
         if "cmek-meta" in metadata:  # a HEAD has no body
             with self.assertRaises(FormatError):
                 sealed_headers(metadata, BUCKET, KEY, unwrap)
@@ -121,6 +122,7 @@ class Single(unittest.TestCase):
         metadata, body = single(b"text", version=1, fields=10)
         self.assertEqual(self.read(metadata, body), (b"text", None))
         self.refused({**metadata, "cmek-v": "2"}, body)
+        self.refused(*single(b"text", version=3))
         self.refused(*single(b"text", fields=10))
         self.refused(*single(b"text", version=1, fields=11))
         self.refused(*single(b"text", bytes(64), version=1, fields=11))
@@ -132,6 +134,8 @@ class Single(unittest.TestCase):
         without = {name: value for name, value in metadata.items() if name != "cmek-meta"}
         self.refused(without, body)
         self.refused({**metadata, "cmek-meta": other["cmek-meta"]}, body)
+        self.refused({**metadata, "cmek-mac": other["cmek-mac"]}, body)
+        self.refused({**metadata, "cmek-size": "5"}, body)
         added, body_added = single(b"text")
         self.refused({**added, "cmek-meta": metadata["cmek-meta"]}, body_added)
         sealed = base64.b64decode(metadata["cmek-meta"])
@@ -257,6 +261,15 @@ class Parts(unittest.TestCase):
                     self.assertEqual(self.read(self.ended(u, parts, tags=tags, runs=runs), meta), b"abb")
             self.assertEqual(self.read(self.ended(u, [u.part(2, b"a"), u.part(7, b"bb")]), meta), b"abb")
 
+    def test_final(self) -> None:
+        u = Upload()
+        self.refused([u.part(1, b"a")])
+        self.refused([u.part(1, b"a", True), u.part(2, b"b", True)])
+        self.refused([*self.ended(u, [u.part(1, b"a")]), u.part(3, b"c", True)])
+        self.refused(self.ended(u, [u.part(1, b"a", True)]))
+        self.refused([u.part(1, b"a"), u.part(3, b"c", True)])
+        self.refused([u.part(2, b"c", True)])
+
     def test_versions_together(self) -> None:
         """Writers that do not know the random bytes write parts of version 1."""
         for sealed in (False, True):
@@ -300,6 +313,7 @@ class Parts(unittest.TestCase):
 
     def test_headers(self) -> None:
         u, sealed = Upload(), Upload(sealed=True)
+        self.refused([u.part(1, b"c", True)], {**u.metadata(), "cmek-v": "3"})
         self.refused([Upload(bytes(16)).part(1, b"c", True)])
         self.refused([u.part(1, b"c", version=3, final=True)])
         for flags in (4, 5, 8, 0x81):
@@ -379,7 +393,8 @@ class Parts(unittest.TestCase):
             "a list of other parts": record(parts, list_of=[parts[1], parts[0], parts[2]]),
             "a digest of other parts": record(parts, digest_of=[parts[1], parts[0], parts[2]]),
             "a digest of fewer parts": record(parts, digest_of=parts[:2]),
-            "tags of an unknown kind": record(parts, kind=3),
+            "tags of an unknown kind": record(parts, tags=1, kind=3),
+            "tags of an unknown kind, and a list": record(parts, kind=3),
             "a list and the kind of a digest": record(parts, kind=1),
             "a digest and the kind of none": record(parts, tags=1, kind=0),
             "no list and its kind": record(parts, tags=1, kind=2),
@@ -399,6 +414,7 @@ class Parts(unittest.TestCase):
         self.refused([*parts, u.part(4, final=True, record=good, version=1)])
         self.refused([*parts, u.part(3, final=True, record=good)])
         self.refused([*parts, u.part(4, record=good, flags=0)])
+        self.refused([*parts, u.part(4, record=good, flags=0), u.part(4, b"c", True)])
         self.refused([*parts, u.part(4, b"x", final=True, record=good)])
 
     def test_other_attempts(self) -> None:
