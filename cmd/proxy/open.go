@@ -13,6 +13,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
@@ -97,8 +98,9 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 	b.keys, err = keyring.New(keyring.Config{
 		Keys: keys, Rules: buildRules(b.cfg.Encryption.Rules), Cache: b.cache,
 		RevocationProbe: b.cfg.DEKCache.RevocationProbe, OutageWait: b.cfg.DEKCache.OutageWait,
-		LiteralKeys: b.cfg.Origin.Keys == config.LiteralKeys,
-		Observer:    b.observer, Auditor: auditor, Defaults: defaults, MaxOpen: b.cfg.KMS.MaxOpenKeys,
+		LiteralKeys:   b.cfg.Origin.Keys == config.LiteralKeys,
+		FormatVersion: crypt.Version(b.cfg.Encryption.FormatVersion), //nolint:gosec // 1 or 2
+		Observer:      b.observer, Auditor: auditor, Defaults: defaults, MaxOpen: b.cfg.KMS.MaxOpenKeys,
 	})
 	if err != nil {
 		return err
@@ -204,6 +206,7 @@ func buildRules(list []config.Rule) []keyring.Rule {
 			AllowPlaintext: r.PlaintextObjects == config.Allow, AskedKeys: r.AllowedKeys,
 			RefuseCustomerKeys: r.CustomerKeys == config.Deny,
 			ReadKeys:           r.ReadKeys,
+			SealMetadata:       r.SealMetadata,
 			Reuse:              buildReuse(r.DEKReuse),
 		})
 	}

@@ -28,6 +28,7 @@ func (d *decoder) check(c *Config) {
 	d.checkKeys(c.Keys)
 	d.checkTimeouts(c)
 	d.checkRules(c)
+	d.checkFormat(c)
 	d.checkDEKCache(&c.DEKCache)
 	d.checkKMS(&c.KMS)
 
@@ -255,6 +256,34 @@ func (d *decoder) checkKeys(keys []Key) {
 		d.checkRecovery(k)
 		if k.IsTemplate() {
 			d.checkTemplate(k, keys)
+		}
+	}
+}
+
+// checkFormat refuses what the version of the format does not have. Older
+// readers do not know several wraps of a data key either.
+func (d *decoder) checkFormat(c *Config) {
+	const needs = "%s needs encryption.format_version 2: readers of version 1 cannot read such objects"
+	switch c.Encryption.FormatVersion {
+	case 1:
+	case 2:
+		return
+	default:
+		d.fail(&c.Encryption.FormatVersion, "format_version must be 1 or 2")
+		return
+	}
+
+	for i := range c.Encryption.Rules {
+		if r := &c.Encryption.Rules[i]; r.SealMetadata {
+			d.fail(&r.SealMetadata, needs, "seal_metadata")
+		}
+	}
+	for i := range c.Keys {
+		switch k := &c.Keys[i]; {
+		case k.RecoveryPublicKey != "":
+			d.fail(&k.RecoveryPublicKey, needs, "recovery_public_key")
+		case k.IsTogether():
+			d.fail(&k.Provider, needs, "provider "+string(k.Provider))
 		}
 	}
 }

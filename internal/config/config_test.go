@@ -89,7 +89,7 @@ func TestDefaults(t *testing.T) {
 			Rules: []config.Rule{
 				{Buckets: []string{"*"}, Key: "default", PlaintextObjects: config.Deny, CustomerKeys: config.Deny},
 			},
-			PlaintextObjects: config.Deny, CustomerKeys: config.Deny,
+			PlaintextObjects: config.Deny, CustomerKeys: config.Deny, FormatVersion: 2,
 		},
 		DEKCache: config.DEKCache{
 			TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second,

@@ -356,6 +356,9 @@ type Encryption struct {
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
 	// CustomerKeys is the default for rules. Deny or Allow, default Deny.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
+	// FormatVersion is the version of the object format that is written: 1
+	// or 2, default 2.
+	FormatVersion int `yaml:"format_version"`
 	// VerifyHead makes HEAD verify an object's MAC even if that requires
 	// asking the KMS. Default false: the MAC is verified only if the key is
 	// cached.
@@ -389,6 +392,9 @@ type Rule struct {
 	ReadKeys []string `yaml:"read_keys"`
 	// CustomerKeys overrides Encryption.CustomerKeys. Parse always sets it.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
+	// SealMetadata hides the metadata of new objects from the store. Default
+	// false.
+	SealMetadata bool `yaml:"seal_metadata"`
 	// DEKReuse makes objects share data keys. The zero value gives each
 	// object its own.
 	DEKReuse DEKReuse `yaml:"dek_reuse"`
@@ -543,7 +549,7 @@ func defaults() *Config {
 			SSE:            SSE{Algorithm: "none"},
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
-		Encryption: Encryption{PlaintextObjects: Deny, CustomerKeys: Deny},
+		Encryption: Encryption{PlaintextObjects: Deny, CustomerKeys: Deny, FormatVersion: 2},
 		DEKCache: DEKCache{
 			TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second,
 		},

@@ -8,7 +8,8 @@
 //	segment   65,536 bytes of plaintext; 65,496 in segment 0, after the header
 //	nonce     prefix 7 | segment index 4 | last flag 1
 //	envelope  version, suite, KMS key id, wrapped DEK, header, plaintext size,
-//	          sealed checksums, MAC over all of these and bucket and key
+//	          sealed checksums, sealed metadata, MAC over all of these and
+//	          bucket and key
 //
 // A multipart object is a sequence of parts, each with its own DEK or a
 // shared one:
@@ -16,22 +17,25 @@
 //	part      its header 984 | stream, as a body | fill with zeros
 //	          (plaintext + 9,216 bytes in all; the last part may hold a Record)
 //
-// HKDF-SHA256 derives the stream key, the MAC key and the checksum key from
-// the DEK. Segments are AES-256-GCM. A stream is a Tink AES256_GCM_HKDF
+// HKDF-SHA256 derives the stream key, the MAC key, the checksum key and the
+// metadata key from the DEK. Segments are AES-256-GCM. A stream is a Tink AES256_GCM_HKDF
 // ciphertext, so objects can be read without this code. The package imports
 // only the standard library, does no I/O, and takes randomness as an input.
 //
 //	crypt.go        sizes, errors, and key derivation
-//	envelope.go     Envelope and Mark: the metadata of an object
+//	envelope.go     Envelope: the metadata of a single-PUT object
+//	mark.go         Mark: the metadata of a multipart object
 //	seal.go         Sealer: plaintext to body
 //	open.go         Opener: body to plaintext
 //	size.go         which stored bytes hold which plaintext
 //	part.go         part headers, and sealing parts
+//	upload.go       which parts belong together
 //	parts.go        reading multipart objects
 //	layout.go       where parts lie, and the Record of them
 //	wrappedkey.go   the stored form of a wrapped DEK; bucket keys
 //	customerkey.go  keys that clients supply (SSE-C)
 //	checksum.go     sealed checksums
+//	metadata.go     sealed metadata
 //	readfull.go     end of the source, or failure of the source?
 //	buffer.go       pools of buffers
 //	wipe.go         overwriting keys in memory
@@ -67,6 +71,7 @@ const (
 	infoBody     = "cmekproxy v1 body"
 	infoMAC      = "cmekproxy v1 mac"
 	infoChecksum = "cmekproxy v1 checksum"
+	infoMetadata = "cmekproxy v2 metadata"
 
 	infoBucketKey = "cmekproxy v1 bucket key" // followed by the object's name
 	infoCustomer  = "cmekproxy v1 sse-c"      // followed by the object's name

@@ -1,6 +1,7 @@
 package crypt
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -11,12 +12,19 @@ import (
 	"strings"
 )
 
-// Version and Suite are the only version and suite that this package
-// supports.
+// Version is a version of the format.
+type Version byte
+
+// The versions. A zero Version in a struct that is to be written means
+// Newest.
 const (
-	Version byte = 1
-	Suite   byte = 1
+	V1     Version = 1
+	V2     Version = 2
+	Newest         = V2
 )
+
+// Suite is the only suite that this package supports.
+const Suite byte = 1
 
 // Prefix starts the names of all metadata entries of an envelope. The names
 // here do not include "x-amz-meta-".
@@ -31,8 +39,10 @@ const (
 	nameHeader  = Prefix + "header"
 	nameSize    = Prefix + "size"
 	nameSum     = Prefix + "sum"
+	nameMeta    = Prefix + "meta"
 	nameMAC     = Prefix + "mac"
-	nameType    = Prefix + "type" // only for multipart objects
+	nameType    = Prefix + "type"   // only for multipart objects
+	nameUpload  = Prefix + "upload" // as nameType
 )
 
 const (
@@ -64,11 +74,13 @@ type Object struct{ Bucket, Key string }
 
 // Envelope is the encryption metadata of a single-PUT object.
 type Envelope struct {
+	Version    Version
 	KeyID      string // id of the KMS key, printable ASCII
 	WrappedDEK []byte
 	Header     Header
 	Size       int64  // plaintext size in bytes
 	Sum        []byte // sealed checksums, see SealChecksums; may be nil
+	Meta       []byte // sealed metadata, see SealMetadata; may be nil, and is nil in version 1
 	mac        [macSize]byte
 }
 
@@ -98,26 +110,35 @@ func (e *Envelope) Verify(dek []byte, obj Object) error {
 }
 
 func (e *Envelope) computeMAC(dek []byte, obj Object) ([]byte, error) {
-	return macOf(dek, macFields(e.KeyID, e.WrappedDEK, &e.Header, e.Size, e.Sum, "object", obj))
+	version := cmp.Or(e.Version, Newest)
+	fields := macFields(version, e.KeyID, e.WrappedDEK, e.Header[:], sizeField(e.Size), e.Sum, "object", obj)
+	if version >= V2 {
+		fields = append(fields, e.Meta)
+	}
+	return macOf(dek, fields)
 }
 
-// macFields returns the fields that the MACs of envelopes and part headers
-// have in common. extra is the sealed checksums or the record.
+// macFields returns the fields that all MACs have in common. extra is the
+// sealed checksums or the record.
 func macFields(
-	keyID string, wrappedDEK []byte, h *Header, size int64, extra []byte, purpose string, obj Object,
+	v Version, keyID string, wrappedDEK, header, size, extra []byte, purpose string, obj Object,
 ) [][]byte {
 	return [][]byte{
-		{Version},
+		{byte(v)},
 		{Suite},
 		[]byte(keyID),
 		wrappedDEK,
-		h[:],
-		binary.BigEndian.AppendUint64(nil, uint64(size)), //nolint:gosec // never negative: both parsers check it
+		header,
+		size,
 		extra,
 		[]byte(purpose),
 		[]byte(obj.Bucket),
 		[]byte(obj.Key),
 	}
+}
+
+func sizeField(size int64) []byte {
+	return binary.BigEndian.AppendUint64(nil, uint64(size)) //nolint:gosec // never negative: the parsers check it
 }
 
 // macOf returns the MAC of the fields, each preceded by its length.
@@ -154,7 +175,7 @@ func hmacOf(dek []byte, fields [][]byte) ([]byte, error) {
 func (e *Envelope) Metadata() (map[string]string, error) {
 	b64 := base64.StdEncoding.EncodeToString
 	m := map[string]string{
-		nameVersion: strconv.Itoa(int(Version)),
+		nameVersion: cmp.Or(e.Version, Newest).text(),
 		nameSuite:   strconv.Itoa(int(Suite)),
 		nameKey:     e.KeyID,
 		nameDEK:     b64(e.WrappedDEK),
@@ -165,6 +186,9 @@ func (e *Envelope) Metadata() (map[string]string, error) {
 
 	if len(e.Sum) > 0 {
 		m[nameSum] = b64(e.Sum)
+	}
+	if len(e.Meta) > 0 {
+		m[nameMeta] = b64(e.Meta)
 	}
 	if _, err := ParseEnvelope(m); err != nil {
 		return nil, err
@@ -182,11 +206,12 @@ func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := p.left[nameType]; ok {
+	if p.has(nameType) {
 		return nil, ErrMultipart
 	}
 
 	e := &Envelope{
+		Version:    p.version,
 		KeyID:      p.keyID(),
 		WrappedDEK: p.base64(nameDEK, 1, maxWrappedDEK),
 		Size:       p.size(),
@@ -195,8 +220,11 @@ func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 	copy(e.Header[:], p.base64(nameHeader, HeaderSize, HeaderSize))
 	copy(e.mac[:], p.base64(nameMAC, macSize, macSize))
 
-	if _, ok := p.left[nameSum]; ok {
+	if p.has(nameSum) {
 		e.Sum = p.base64(nameSum, 1, maxSum)
+	}
+	if p.version >= V2 && p.has(nameMeta) {
+		e.Meta = p.base64(nameMeta, minMeta, maxMeta)
 	}
 	if err := p.end(); err != nil {
 		return nil, err
@@ -205,50 +233,12 @@ func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 	return e, nil
 }
 
-// Mark is the encryption metadata of a multipart object. It is not
-// authenticated.
-type Mark struct {
-	KeyID string // id of the KMS key that was configured when the upload was created
-}
-
-// typeMultipart is the value of the entry that distinguishes a Mark from an
-// Envelope.
-const typeMultipart = "multipart"
-
-// Metadata returns the metadata entries to store, or ErrEnvelope.
-func (m Mark) Metadata() (map[string]string, error) {
-	out := map[string]string{
-		nameVersion: strconv.Itoa(int(Version)),
-		nameSuite:   strconv.Itoa(int(Suite)),
-		nameType:    typeMultipart,
-		nameKey:     m.KeyID,
-	}
-	if _, err := ParseMark(out); err != nil {
-		return nil, err
-	}
-
-	return out, nil
-}
-
-// ParseMark reads the Mark from an object's metadata; see ParseEnvelope.
-func ParseMark(metadata map[string]string) (Mark, error) {
-	p, err := newParser(metadata)
-	if err != nil {
-		return Mark{}, err
-	}
-	if kind := p.take(nameType); kind != typeMultipart {
-		p.fail("%s is %.40q", nameType, kind)
-	}
-
-	m := Mark{KeyID: p.keyID()}
-	return m, p.end()
-}
-
 // parser removes entries from left as they are read, and keeps the first
 // error.
 type parser struct {
-	left map[string]string
-	err  error
+	left    map[string]string
+	version Version
+	err     error
 }
 
 // newParser collects the entries that start with Prefix, and checks the
@@ -264,11 +254,24 @@ func newParser(metadata map[string]string) (*parser, error) {
 	if len(p.left) == 0 {
 		return nil, ErrNoEnvelope
 	}
-	if v, suite := p.take(nameVersion), p.take(nameSuite); p.err == nil && (v != "1" || suite != "1") {
+	v, suite := p.take(nameVersion), p.take(nameSuite)
+	for _, known := range []Version{V1, V2} {
+		if v == known.text() {
+			p.version = known
+		}
+	}
+	if p.err == nil && (p.version == 0 || suite != "1") {
 		return nil, fmt.Errorf("%w: version %.20q, suite %.20q", ErrVersion, v, suite)
 	}
 
 	return p, nil
+}
+
+func (v Version) text() string { return strconv.Itoa(int(v)) }
+
+func (p *parser) has(name string) bool {
+	_, ok := p.left[name]
+	return ok
 }
 
 // end fails if any entry is left.

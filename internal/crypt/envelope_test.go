@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -24,6 +25,9 @@ func newEnvelope(t testing.TB, dek []byte) *crypt.Envelope {
 	var err error
 	if e.Sum, err = crypt.SealChecksums(map[crypt.ChecksumID][]byte{crypt.CRC32: {1, 2, 3, 4}}, dek,
 		rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	if e.Meta, err = crypt.SealMetadata(map[string]string{"content-type": "a/b"}, dek, rand.Reader); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.Sign(dek, object); err != nil {
@@ -95,6 +99,31 @@ func TestEnvelopeIsBoundToItsObjectAndKey(t *testing.T) {
 	}
 }
 
+// Every MAC covers the version, so an envelope is not valid as one of the
+// other.
+func TestVersionsCannotBeExchanged(t *testing.T) {
+	dek := newDEK(t)
+	for _, v := range []crypt.Version{crypt.V1, crypt.V2} {
+		t.Run(fmt.Sprint(v), func(t *testing.T) {
+			e := newEnvelope(t, dek)
+			e.Version, e.Meta = v, nil
+			if err := e.Sign(dek, object); err != nil {
+				t.Fatal(err)
+			}
+			m := metadata(t, e)
+			if m["cmek-v"] != fmt.Sprint(v) {
+				t.Errorf("written as version %s", m["cmek-v"])
+			}
+
+			m["cmek-v"] = fmt.Sprint(3 - v)
+			e, err := crypt.ParseEnvelope(m)
+			if err != nil || !errors.Is(e.Verify(dek, object), crypt.ErrAuth) {
+				t.Errorf("%v, and it verifies", err)
+			}
+		})
+	}
+}
+
 // The MAC covers every entry: a valid entry from another envelope does not
 // verify.
 func TestEnvelopeEntriesCannotBeMixed(t *testing.T) {
@@ -127,11 +156,12 @@ func TestEnvelopeEntriesCannotBeMixed(t *testing.T) {
 		}
 	}
 
-	without := maps.Clone(mine)
-	delete(without, "cmek-sum")
-
-	if e, err := crypt.ParseEnvelope(without); err != nil || !errors.Is(e.Verify(dek, object), crypt.ErrAuth) {
-		t.Error("the optional entry can be taken away")
+	for _, name := range []string{"cmek-sum", "cmek-meta"} {
+		without := maps.Clone(mine)
+		delete(without, name)
+		if e, err := crypt.ParseEnvelope(without); err != nil || !errors.Is(e.Verify(dek, object), crypt.ErrAuth) {
+			t.Errorf("%s can be taken away", name)
+		}
 	}
 }
 
@@ -162,7 +192,8 @@ func TestParseEnvelopeRefuses(t *testing.T) {
 			crypt.ErrNoEnvelope,
 		},
 		{"only the version", map[string]string{"cmek-v": "1"}, crypt.ErrEnvelope},
-		{"version 2", set("cmek-v", "2"), crypt.ErrVersion},
+		{"version 0", set("cmek-v", "0"), crypt.ErrVersion},
+		{"version 3", set("cmek-v", "3"), crypt.ErrVersion},
 		{"version 01", set("cmek-v", "01"), crypt.ErrVersion},
 		{"empty version", set("cmek-v", ""), crypt.ErrVersion},
 		{"suite 2", set("cmek-suite", "2"), crypt.ErrVersion},
@@ -198,6 +229,15 @@ func TestParseEnvelopeRefuses(t *testing.T) {
 		{"size past the counter", set("cmek-size", "281474976710617"), crypt.ErrEnvelope},
 		{"empty sum", set("cmek-sum", ""), crypt.ErrEnvelope},
 		{"huge sum", set("cmek-sum", b64(make([]byte, 1025))), crypt.ErrEnvelope},
+		{"empty meta", set("cmek-meta", ""), crypt.ErrEnvelope},
+		{"short meta", set("cmek-meta", b64(make([]byte, 91))), crypt.ErrEnvelope},
+		{"huge meta", set("cmek-meta", b64(make([]byte, 8193))), crypt.ErrEnvelope},
+		{"meta in version 1", map[string]string{
+			"cmek-v": "1", "cmek-suite": "1", "cmek-key": valid["cmek-key"], "cmek-dek": valid["cmek-dek"],
+			"cmek-header": valid["cmek-header"], "cmek-size": "4", "cmek-mac": valid["cmek-mac"],
+			"cmek-meta": b64(make([]byte, 92)),
+		}, crypt.ErrEnvelope},
+		{"upload of a mark", set("cmek-upload", b64(make([]byte, 16))), crypt.ErrEnvelope},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if _, err := crypt.ParseEnvelope(row.m); !errors.Is(err, row.want) {
@@ -230,7 +270,7 @@ func TestEnvelopeIsSmall(t *testing.T) {
 	e.WrappedDEK = make([]byte, 184)
 	e.Size = 5 << 30
 	var total int
-	e.Sum = nil
+	e.Sum, e.Meta = nil, nil
 
 	for name, value := range metadata(t, e) {
 		total += len("x-amz-meta-") + len(name) + len(value)

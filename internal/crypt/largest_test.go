@@ -108,7 +108,7 @@ func TestHeadersOfTheLargestObject(t *testing.T) {
 	layout := crypt.Layout{{Number: 1, Count: 9999, Size: crypt.MaxPartSize}}
 	for name, p := range map[string]crypt.Part{
 		"longest":  {Number: 10_000, Size: crypt.MaxPartSize, Final: true},
-		"appended": {Number: 10_000, Final: true, Record: crypt.NewRecord(layout, crypt.NoChecksum, nil)},
+		"appended": {Number: 10_000, Final: true, Record: crypt.NewRecord(crypt.V1, layout, crypt.NoChecksum, nil, nil)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p.KeyID, p.WrappedDEK = "k", []byte("w")
@@ -134,7 +134,7 @@ func TestHeadersOfTheLargestObject(t *testing.T) {
 		})
 	}
 
-	record, err := crypt.ParseRecord(crypt.NewRecord(layout, crypt.NoChecksum, nil))
+	record, err := parseRecord(crypt.V1, crypt.NewRecord(crypt.V1, layout, crypt.NoChecksum, nil, nil))
 	if err != nil || record.Parts != 9999 || record.Layout.Size() != layout.Size() || !record.Matches(layout) {
 		t.Errorf("%+v, %v", record, err)
 	}

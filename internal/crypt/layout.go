@@ -138,26 +138,61 @@ type Record struct {
 	Layout Layout // nil if it did not fit
 
 	digest [sha256.Size]byte
+	kind   tagsKind
+	tags   [sha256.Size]byte // digest of the tags
+	list   []byte            // the beginning of each tag; empty if they did not fit
 }
+
+// tagsKind says what a record has of the tags of the parts.
+type tagsKind byte
+
+const (
+	noTags tagsKind = iota
+	tagsDigest
+	tagsDigestAndList
+)
 
 const (
 	maxRecord   = (maxSegments - 1) * TagSize // the fill of an empty part
 	recordFixed = 36
 	runSize     = 12
+	listedTag   = 4 // bytes of a tag in the list
 )
 
 // NewRecord returns the encoded record of a layout, with the object's
-// sealed checksum. The layout is left out if the record would be too long.
-func NewRecord(l Layout, kind ChecksumType, sum []byte) []byte {
+// sealed checksum. tags are those of all parts, or nil if some are not known.
+// What would make the record too long is left out: the list of tags, then the
+// layout.
+func NewRecord(v Version, l Layout, kind ChecksumType, sum []byte, tags []Tag) []byte {
+	b := fixedRecord(l, kind, sum)
+	if v == V1 {
+		if len(b)+runSize*len(l) <= maxRecord {
+			b = appendRuns(b, l)
+		}
+		return b
+	}
+
+	end := 1
+	if len(tags) > 0 {
+		end += sha256.Size
+	}
+	if len(b)+2+runSize*len(l)+end > maxRecord {
+		l = nil
+	}
+	b = binary.BigEndian.AppendUint16(b, uint16(len(l))) //nolint:gosec // 10,000 at most
+	return appendTags(appendRuns(b, l), tags)
+}
+
+// fixedRecord returns the fields that each record has.
+func fixedRecord(l Layout, kind ChecksumType, sum []byte) []byte {
 	digest := l.digest()
 	b := binary.BigEndian.AppendUint16(nil, uint16(l.Parts())) //nolint:gosec // 10,000 at most
 	b = append(b, byte(kind), byte(len(sum)))                  //nolint:gosec // one digest is 61 bytes at most
 	b = append(b, digest[:]...)
-	b = append(b, sum...)
-	if len(b)+runSize*len(l) > maxRecord {
-		return b
-	}
+	return append(b, sum...)
+}
 
+func appendRuns(b []byte, l Layout) []byte {
 	for _, run := range l {
 		b = binary.BigEndian.AppendUint16(b, uint16(run.Number)) //nolint:gosec // part numbers
 		b = binary.BigEndian.AppendUint16(b, uint16(run.Count))  //nolint:gosec // part numbers
@@ -167,9 +202,30 @@ func NewRecord(l Layout, kind ChecksumType, sum []byte) []byte {
 	return b
 }
 
+func appendTags(b []byte, tags []Tag) []byte {
+	if len(tags) == 0 {
+		return append(b, byte(noTags))
+	}
+
+	all := sha256.New()
+	for _, tag := range tags {
+		all.Write(tag[:])
+	}
+	if len(b)+1+sha256.Size+listedTag*len(tags) > maxRecord {
+		return all.Sum(append(b, byte(tagsDigest)))
+	}
+
+	b = all.Sum(append(b, byte(tagsDigestAndList)))
+	for _, tag := range tags {
+		b = append(b, tag[:listedTag]...)
+	}
+	return b
+}
+
 // ParseRecord decodes the record of a part whose MAC has been verified.
 // Every error is an ErrEnvelope.
-func ParseRecord(b []byte) (*Record, error) {
+func (p *Part) ParseRecord() (*Record, error) {
+	b := p.Record
 	bad := fmt.Errorf("%w: the record of the parts", ErrEnvelope)
 	if len(b) < recordFixed || len(b) < recordFixed+int(b[3]) {
 		return nil, bad
@@ -181,6 +237,12 @@ func ParseRecord(b []byte) (*Record, error) {
 		ChecksumType: ChecksumType(b[2]),
 		Sum:          b[recordFixed : recordFixed+int(b[3])],
 		digest:       [sha256.Size]byte(b[4:recordFixed]),
+	}
+	if p.Upload.version() >= V2 {
+		var ok bool
+		if runs, ok = r.parseTags(runs); !ok {
+			return nil, bad
+		}
 	}
 	if r.ChecksumType > Composite || (r.ChecksumType == NoChecksum) != (len(r.Sum) == 0) || len(runs)%runSize != 0 {
 		return nil, bad
@@ -206,6 +268,57 @@ func ParseRecord(b []byte) (*Record, error) {
 		return nil, bad
 	}
 	return r, nil
+}
+
+// parseTags parses what follows the checksum in version 2, and returns the
+// runs.
+func (r *Record) parseTags(b []byte) (runs []byte, ok bool) {
+	if len(b) < 2 {
+		return nil, false
+	}
+	n := runSize * int(binary.BigEndian.Uint16(b))
+	if b = b[2:]; len(b) < n+1 {
+		return nil, false
+	}
+
+	runs, r.kind, b = b[:n], tagsKind(b[n]), b[n+1:]
+	want := 0
+	switch r.kind {
+	case noTags:
+	case tagsDigest:
+		want = sha256.Size
+	case tagsDigestAndList:
+		want = sha256.Size + listedTag*r.Parts
+	default:
+		return nil, false
+	}
+	if len(b) != want {
+		return nil, false
+	}
+
+	if r.kind != noTags {
+		r.tags, r.list = [sha256.Size]byte(b), b[sha256.Size:]
+	}
+	return runs, true
+}
+
+// HasTags reports whether the record has the tags of the parts, so that an
+// earlier attempt at a part is noticed.
+func (r *Record) HasTags() bool { return r.kind != noTags }
+
+// checkTag returns ErrAuth if the part at an index is not the one that the
+// record lists.
+func (r *Record) checkTag(index int, p *Part) error {
+	tag := p.Tag()
+	if at := listedTag * index; at+listedTag <= len(r.list) &&
+		string(r.list[at:at+listedTag]) != string(tag[:listedTag]) {
+		return errOtherAttempt(p.Number)
+	}
+	return nil
+}
+
+func errOtherAttempt(number int) error {
+	return fmt.Errorf("%w: part %d is from another attempt than the one in the record", ErrAuth, number)
 }
 
 // Matches reports whether l has the parts that the record describes.

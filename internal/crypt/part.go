@@ -3,7 +3,6 @@ package crypt
 import (
 	"bytes"
 	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -30,7 +29,11 @@ const (
 // partMagic is the first 8 bytes of each part.
 const partMagic = "cmekpart"
 
-const flagFinal = 0x01
+// Flags of a part header.
+const (
+	flagFinal      = 0x01
+	flagSealedMeta = 0x02 // in version 2 only
+)
 
 // Part is the header of a part. Until Verify has returned nil, only KeyID and
 // WrappedDEK may be used, and only to get the DEK.
@@ -38,7 +41,8 @@ type Part struct {
 	Number     int   // 1 to MaxPartNumber
 	Size       int64 // plaintext size in bytes
 	Final      bool  // no part can follow this one
-	Upload     [sha256.Size]byte
+	Upload     Upload
+	SealedMeta bool   // the metadata of the upload is sealed; only in version 2
 	KeyID      string // id of the KMS key, printable ASCII
 	WrappedDEK []byte
 	// Record describes the parts before this one; see Record. Only a final
@@ -49,9 +53,6 @@ type Part struct {
 	mac        [macSize]byte
 	recordSize int // the header's record length; Record itself may not have been parsed yet
 }
-
-// UploadOf returns the value of Part.Upload for an upload id.
-func UploadOf(uploadID string) [sha256.Size]byte { return sha256.Sum256([]byte(uploadID)) }
 
 // IsFinal reports whether a part from a client can only be the last one of
 // its upload.
@@ -110,19 +111,42 @@ func (p *Part) Verify(dek []byte, obj Object) error {
 }
 
 func (p *Part) computeMAC(dek []byte, obj Object) ([]byte, error) {
-	fields := append(macFields(p.KeyID, p.WrappedDEK, &p.Header, p.Size, p.Record, "part", obj),
+	version := p.Upload.version()
+	fields := append(
+		macFields(version, p.KeyID, p.WrappedDEK, p.Header[:], sizeField(p.Size), p.Record, "part", obj),
 		[]byte{p.flags()},
 		binary.BigEndian.AppendUint16(nil, uint16(p.Number)),        //nolint:gosec // see check
 		binary.BigEndian.AppendUint32(nil, uint32(p.segmentSize())), //nolint:gosec // 10 MiB at most
-		p.Upload[:])
+		p.Upload.bytes())
 	return macOf(dek, fields)
 }
 
-func (p *Part) flags() byte {
-	if p.Final {
-		return flagFinal
+// Tag is the beginning of the MAC of a part header. It is different for each
+// attempt at a part.
+type Tag [12]byte
+
+// Tag returns the tag of a part that was signed or verified.
+func (p *Part) Tag() Tag { return Tag(p.mac[:]) }
+
+// CheckMetadata returns ErrAuth if the part does not go with the metadata of
+// its object. random is that of the sealed metadata, or zero if it is not
+// sealed.
+func (p *Part) CheckMetadata(random UploadRandom) error {
+	sealed := random != (UploadRandom{})
+	if p.Upload.version() == V1 || p.SealedMeta == sealed && (!sealed || p.Upload.Random == random) {
+		return nil
 	}
-	return 0
+	return fmt.Errorf("%w: part %d is of an upload with other metadata", ErrAuth, p.Number)
+}
+
+func (p *Part) flags() (flags byte) {
+	if p.Final {
+		flags |= flagFinal
+	}
+	if p.SealedMeta {
+		flags |= flagSealedMeta
+	}
+	return flags
 }
 
 // check returns ErrEnvelope for a header with impossible values.
@@ -135,6 +159,8 @@ func (p *Part) check() error {
 		why = fmt.Sprintf("%d bytes of plaintext", p.Size)
 	case p.recordSize > 0 && (p.Size > 0 || !p.Final || p.recordSize > maxRecord):
 		why = "a record in a part that may not have one"
+	case p.SealedMeta && p.Upload.version() == V1:
+		why = "a flag that version 1 does not have"
 	default:
 		return CheckPartKey(p.KeyID, p.WrappedDEK)
 	}
@@ -171,14 +197,14 @@ func (p *Part) encode() ([]byte, error) {
 
 	b := make([]byte, 0, PartHeaderSize)
 	b = append(b, partMagic...)
-	b = append(b, Version, Suite, p.flags(), 0)
+	b = append(b, byte(p.Upload.version()), Suite, p.flags(), 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(p.Number))          //nolint:gosec // checked, like the lengths below
 	b = binary.BigEndian.AppendUint16(b, uint16(p.recordSize))      //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint64(b, uint64(p.Size))            //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint32(b, uint32(p.segmentSize()))   //nolint:gosec // 10 MiB at most
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.KeyID)))      //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.WrappedDEK))) //nolint:gosec // as above
-	b = append(b, p.Upload[:]...)
+	b = append(b, p.Upload.bytes()...)
 	b = append(b, p.mac[:]...)
 	b = append(b, p.KeyID...)
 	b = append(b, p.WrappedDEK...)
@@ -194,8 +220,13 @@ func ParsePart(b []byte) (*Part, error) {
 	if len(b) < PartPrefixSize || string(b[:8]) != partMagic {
 		return nil, fmt.Errorf("%w: not a part header", ErrEnvelope)
 	}
-	if b[8] != Version || b[9] != Suite {
+	version := Version(b[8])
+	if version != V1 && version != V2 || b[9] != Suite {
 		return nil, fmt.Errorf("%w: version %d, suite %d", ErrVersion, b[8], b[9])
+	}
+	upload, err := parseUpload(version, b[32:64])
+	if err != nil {
+		return nil, err
 	}
 
 	keyLength, dekLength := int(binary.BigEndian.Uint16(b[28:])), int(binary.BigEndian.Uint16(b[30:]))
@@ -207,8 +238,9 @@ func ParsePart(b []byte) (*Part, error) {
 	p := &Part{
 		Number:     int(binary.BigEndian.Uint16(b[12:])),
 		Size:       int64(binary.BigEndian.Uint64(b[16:])), //nolint:gosec // check refuses negative sizes
-		Final:      b[10] == flagFinal,
-		Upload:     [sha256.Size]byte(b[32:64]),
+		Final:      b[10]&flagFinal != 0,
+		SealedMeta: b[10]&flagSealedMeta != 0,
+		Upload:     upload,
 		KeyID:      string(fields[:keyLength]),
 		WrappedDEK: bytes.Clone(fields[keyLength:end]),
 		Header:     Header(b[PartHeaderSize:PartPrefixSize]),
@@ -219,7 +251,7 @@ func ParsePart(b []byte) (*Part, error) {
 		return nil, err
 	}
 
-	if b[10]&^flagFinal != 0 || b[11] != 0 || !allZero(fields[end:maxPartFields]) ||
+	if b[10]&^(flagFinal|flagSealedMeta) != 0 || b[11] != 0 || !allZero(fields[end:maxPartFields]) ||
 		int64(binary.BigEndian.Uint32(b[24:])) != int64(p.segmentSize()) {
 		return nil, fmt.Errorf("%w: part header: flags, segment size or padding", ErrEnvelope)
 	}

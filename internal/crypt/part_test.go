@@ -6,12 +6,11 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	mathrand "math/rand/v2"
-	"os"
 	"reflect"
 	"slices"
 	"testing"
@@ -41,6 +40,10 @@ type partObject struct {
 	Stored   string            `json:"stored_sha256"`
 	Parts    []storedPart      `json:"parts"`
 	Checksum string            `json:"checksum,omitempty"`
+	// Of an object with sealed metadata.
+	Random   string            `json:"random,omitempty"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	Sealed   map[string]string `json:"sealed_metadata,omitempty"`
 }
 
 type storedPart struct {
@@ -70,20 +73,36 @@ func dekOf(wrapped string) []byte {
 
 // upload is a multipart object made by a test.
 type upload struct {
-	obj    crypt.Object
-	id     string
-	layout crypt.Layout
-	text   []byte
-	parts  [][]byte // stored
+	version    crypt.Version
+	obj        crypt.Object
+	id         string
+	random     crypt.UploadRandom
+	sealedMeta bool
+	layout     crypt.Layout
+	text       []byte
+	parts      [][]byte // stored
+	tags       []crypt.Tag
+	known      *crypt.Record
 }
 
 // newUpload seals parts of these sizes. If numbers is nil, part numbers are
 // 1, 2, 3 and so on. Only the last part is final; if appended is set, that
 // is an additional empty part with a record.
-func newUpload(t testing.TB, name string, sizes []int64, numbers []int, appended bool) *upload {
+func newUpload(
+	t testing.TB, v crypt.Version, name string, sizes []int64, numbers []int, appended bool,
+) *upload {
 	t.Helper()
-	u := &upload{obj: crypt.Object{Bucket: "bucket", Key: "key of " + name}, id: "upload " + name}
+	u := &upload{version: v, obj: crypt.Object{Bucket: "bucket", Key: "key of " + name}, id: "upload " + name}
 	random := seed(name)
+	if v == crypt.V2 {
+		u.random = crypt.UploadRandom([]byte("random bytes of " + name + "                ")[len("random bytes of "):])
+	}
+	u.fill(t, name, sizes, numbers, appended, random)
+	return u
+}
+
+func (u *upload) fill(t testing.TB, name string, sizes []int64, numbers []int, appended bool, random io.Reader) {
+	t.Helper()
 	var total int64
 
 	for i, size := range sizes {
@@ -106,6 +125,7 @@ func newUpload(t testing.TB, name string, sizes []int64, numbers []int, appended
 		}
 
 		u.parts = append(u.parts, u.seal(t, p, rest[:size], random))
+		u.tags = append(u.tags, tagOf(t, u.parts[i]))
 		rest = rest[size:]
 	}
 
@@ -120,16 +140,14 @@ func newUpload(t testing.TB, name string, sizes []int64, numbers []int, appended
 			t.Fatal(err)
 		}
 
-		p.Record = crypt.NewRecord(u.layout, crypt.FullObject, sum)
+		p.Record = crypt.NewRecord(u.version, u.layout, crypt.FullObject, sum, u.tags)
 		u.parts = append(u.parts, u.seal(t, p, nil, random))
 	}
-
-	return u
 }
 
 func (u *upload) seal(t testing.TB, p crypt.Part, text []byte, random io.Reader) []byte {
 	t.Helper()
-	p.KeyID, p.Upload = "test-key", crypt.UploadOf(u.id)
+	p.KeyID, p.Upload, p.SealedMeta = "test-key", crypt.UploadOf(u.random, u.id), u.sealedMeta
 	s, err := crypt.NewPartSealer(bytes.NewReader(text), &p, u.obj, dekOf(string(p.WrappedDEK)), random)
 	if err != nil {
 		t.Fatal(err)
@@ -147,13 +165,36 @@ func (u *upload) seal(t testing.TB, p crypt.Part, text []byte, random io.Reader)
 	return stored
 }
 
+func tagOf(t testing.TB, stored []byte) crypt.Tag {
+	t.Helper()
+	p, err := crypt.ParsePart(stored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Tag()
+}
+
 func (u *upload) stored() []byte { return bytes.Join(u.parts, nil) }
 
 func (u *upload) config() crypt.PartsConfig {
-	return crypt.PartsConfig{
+	cfg := crypt.PartsConfig{
 		Object: u.obj, Size: int64(len(u.text)),
 		Unlock: func(p *crypt.Part) ([]byte, error) { return dekOf(string(p.WrappedDEK)), nil },
 		Record: func() (*crypt.Record, error) { return u.record() },
+	}
+	if u.sealedMeta {
+		cfg.Metadata = u.random
+	}
+	if u.known != nil {
+		cfg.Known = func() *crypt.Record { return u.known }
+	}
+	return cfg
+}
+
+// versions runs a test for each version of the format.
+func versions(t *testing.T, test func(*testing.T, crypt.Version)) {
+	for _, v := range []crypt.Version{crypt.V1, crypt.V2} {
+		t.Run(fmt.Sprintf("version %d", v), func(t *testing.T) { test(t, v) })
 	}
 }
 
@@ -165,7 +206,7 @@ func (u *upload) record() (*crypt.Record, error) {
 	if err := p.Verify(dekOf(string(p.WrappedDEK)), u.obj); err != nil {
 		return nil, err
 	}
-	return crypt.ParseRecord(p.Record)
+	return p.ParseRecord()
 }
 
 func readAll(r *crypt.PartsReader) ([]byte, error) {
@@ -184,7 +225,9 @@ func readAll(r *crypt.PartsReader) ([]byte, error) {
 	}
 }
 
-func TestPartsRoundTrip(t *testing.T) {
+func TestPartsRoundTrip(t *testing.T) { versions(t, testPartsRoundTrip) }
+
+func testPartsRoundTrip(t *testing.T, v crypt.Version) {
 	for _, row := range []struct {
 		name     string
 		sizes    []int64
@@ -200,7 +243,7 @@ func TestPartsRoundTrip(t *testing.T) {
 		{"much larger segments", []int64{140 << 20}, nil, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			u := newUpload(t, row.name, row.sizes, row.numbers, row.appended)
+			u := newUpload(t, v, row.name, row.sizes, row.numbers, row.appended)
 			r := crypt.NewPartsReader(bytes.NewReader(u.stored()), u.config())
 			got, err := readAll(r)
 			if err != nil || !bytes.Equal(got, u.text) {
@@ -216,13 +259,15 @@ func TestPartsRoundTrip(t *testing.T) {
 
 // Any stretch of any layout must equal the slice of the plaintext, and need
 // only the bytes that Cover returns.
-func TestStretches(t *testing.T) {
+func TestStretches(t *testing.T) { versions(t, testStretches) }
+
+func testStretches(t *testing.T, v crypt.Version) {
 	random := mathrand.New(mathrand.NewPCG(3, 4))
 	for _, u := range []*upload{
-		newUpload(t, "a", []int64{70000, 70000, 5}, nil, false),
-		newUpload(t, "b", []int64{100, 65496, 131_033, 1}, nil, true),
-		newUpload(t, "c", []int64{10, 10, 11}, []int{2, 5, 9}, true),
-		newUpload(t, "d", []int64{32<<20 + 5, 9}, nil, false),
+		newUpload(t, v, "a", []int64{70000, 70000, 5}, nil, false),
+		newUpload(t, v, "b", []int64{100, 65496, 131_033, 1}, nil, true),
+		newUpload(t, v, "c", []int64{10, 10, 11}, []int{2, 5, 9}, true),
+		newUpload(t, v, "d", []int64{32<<20 + 5, 9}, nil, false),
 	} {
 		t.Run(fmt.Sprint(u.layout), func(t *testing.T) {
 			stored := u.stored()
@@ -271,12 +316,14 @@ func readStretch(t *testing.T, u *upload, stored []byte, offset, length int64, t
 
 // Anything that a store can do to a multipart object must end in an error,
 // and the bytes released before must be a piece of the plaintext.
-func TestPartsTampering(t *testing.T) {
-	u := newUpload(t, "u", []int64{70000, 70000, 70000, 50}, nil, false)
-	end := newUpload(t, "u", []int64{70000, 70000, 70000}, nil, true)
-	odd := newUpload(t, "u", []int64{70000, 70001, 70000}, nil, true)
-	gaps := newUpload(t, "u", []int64{100, 100, 100}, []int{2, 5, 9}, true)
-	other := newUpload(t, "other", []int64{70000, 70000, 70000, 50}, nil, false)
+func TestPartsTampering(t *testing.T) { versions(t, testPartsTampering) }
+
+func testPartsTampering(t *testing.T, v crypt.Version) {
+	u := newUpload(t, v, "u", []int64{70000, 70000, 70000, 50}, nil, false)
+	end := newUpload(t, v, "u", []int64{70000, 70000, 70000}, nil, true)
+	odd := newUpload(t, v, "u", []int64{70000, 70001, 70000}, nil, true)
+	gaps := newUpload(t, v, "u", []int64{100, 100, 100}, []int{2, 5, 9}, true)
+	other := newUpload(t, v, "other", []int64{70000, 70000, 70000, 50}, nil, false)
 	again := *u // another upload of the same key
 	again.id = "another upload"
 	foreign := again.seal(t, crypt.Part{Number: 2, Size: 70000, WrappedDEK: []byte("w")}, pattern(70000), rand.Reader)
@@ -342,8 +389,10 @@ func TestPartsTampering(t *testing.T) {
 	}
 }
 
-func TestStretchTampering(t *testing.T) {
-	u := newUpload(t, "u", []int64{70000, 70000, 70000}, nil, true)
+func TestStretchTampering(t *testing.T) { versions(t, testStretchTampering) }
+
+func testStretchTampering(t *testing.T, v crypt.Version) {
+	u := newUpload(t, v, "u", []int64{70000, 70000, 70000}, nil, true)
 	p := u.parts
 	for _, row := range []struct {
 		name           string
@@ -380,8 +429,10 @@ func TestStretchTampering(t *testing.T) {
 }
 
 // No part opens with a wrong key, bucket, object key or DEK.
-func TestPartBinding(t *testing.T) {
-	u := newUpload(t, "u", []int64{100}, nil, false)
+func TestPartBinding(t *testing.T) { versions(t, testPartBinding) }
+
+func testPartBinding(t *testing.T, v crypt.Version) {
+	u := newUpload(t, v, "u", []int64{100}, nil, false)
 	for name, change := range map[string]func(*crypt.PartsConfig){
 		"another bucket": func(c *crypt.PartsConfig) { c.Object.Bucket = "b" },
 		"another key":    func(c *crypt.PartsConfig) { c.Object.Key = "k" },
@@ -411,7 +462,7 @@ func TestPartBinding(t *testing.T) {
 // If a part is sent twice, the two bodies share neither salt nor nonce nor
 // ciphertext.
 func TestPartSentAgain(t *testing.T) {
-	u := newUpload(t, "u", []int64{100}, nil, false)
+	u := newUpload(t, crypt.V2, "u", []int64{100}, nil, false)
 	p := crypt.Part{Number: 1, Size: 70000, Final: true, WrappedDEK: []byte("w")}
 	a, b := u.seal(t, p, pattern(70000), rand.Reader), u.seal(t, p, pattern(70000), rand.Reader)
 	if bytes.Equal(a[985:985+39], b[985:985+39]) || bytes.Equal(a[1024:1040], b[1024:1040]) {
@@ -430,7 +481,7 @@ func TestPartLimits(t *testing.T) {
 		"too much to hold": {Number: 1, KeyID: "k", WrappedDEK: make([]byte, 888)},
 		"record, not empty": {
 			Number: 2, Size: 1, Final: true, KeyID: "k", WrappedDEK: []byte("w"),
-			Record: crypt.NewRecord(crypt.Layout{{1, 1, 1}}, 0, nil),
+			Record: crypt.NewRecord(crypt.V1, crypt.Layout{{1, 1, 1}}, 0, nil, nil),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -464,7 +515,7 @@ func TestPartLimits(t *testing.T) {
 func TestPartIsTink(t *testing.T) {
 	for _, size := range []int64{0, 70000, 32<<20 + 1} {
 		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
-			u := newUpload(t, "tink", []int64{size}, nil, false)
+			u := newUpload(t, crypt.V2, "tink", []int64{size}, nil, false)
 			segment := 65536 * max(1, (size+40+32<<20-1)/(32<<20))
 			aead, err := subtle.NewAESGCMHKDF(dekOf("wrapped 0 of tink"), "SHA256", 32, int(segment)+16, 0)
 			if err != nil {
@@ -485,7 +536,17 @@ func TestPartIsTink(t *testing.T) {
 	}
 }
 
-func TestRecords(t *testing.T) {
+func parseRecord(v crypt.Version, b []byte) (*crypt.Record, error) {
+	p := crypt.Part{Record: b}
+	if v == crypt.V2 {
+		p.Upload.Random[0] = 1
+	}
+	return p.ParseRecord()
+}
+
+func TestRecords(t *testing.T) { versions(t, testRecords) }
+
+func testRecords(t *testing.T, v crypt.Version) {
 	var long crypt.Layout // more runs than fit
 	for i := range 9999 {
 		long = long.Add(i+1, int64(i%2))
@@ -498,8 +559,8 @@ func TestRecords(t *testing.T) {
 		long,
 	} {
 		t.Run(fmt.Sprintf("%d parts in %d runs", l.Parts(), len(l)), func(t *testing.T) {
-			b := crypt.NewRecord(l, crypt.NoChecksum, nil)
-			r, err := crypt.ParseRecord(b)
+			b := crypt.NewRecord(v, l, crypt.NoChecksum, nil, nil)
+			r, err := parseRecord(v, b)
 			if err != nil || r.Parts != l.Parts() || !r.Matches(l) {
 				t.Fatalf("%d runs: %v", len(l), err)
 			}
@@ -515,7 +576,7 @@ func TestRecords(t *testing.T) {
 			for i := range min(len(b), 200) {
 				bad := bytes.Clone(b)
 				bad[i] ^= 1
-				if r, err := crypt.ParseRecord(bad); err == nil && r.Matches(l) {
+				if r, err := parseRecord(v, bad); err == nil && r.Matches(l) {
 					t.Errorf("byte %d can be altered", i)
 				}
 			}
@@ -524,7 +585,7 @@ func TestRecords(t *testing.T) {
 }
 
 func FuzzParsePart(f *testing.F) {
-	u := newUpload(f, "fuzz", []int64{10, 10}, []int{2, 5}, true)
+	u := newUpload(f, crypt.V2, "fuzz", []int64{10, 10}, []int{2, 5}, true)
 	for _, p := range u.parts {
 		f.Add(p)
 		f.Add(p[:crypt.PartPrefixSize])
@@ -544,7 +605,7 @@ func FuzzParsePart(f *testing.F) {
 			t.Error("a header that was never signed verifies")
 		}
 
-		if _, err := crypt.ParseRecord(p.Record); err == nil && len(p.Record) < 36 {
+		if _, err := p.ParseRecord(); err == nil && len(p.Record) < 36 {
 			t.Error("a record that is too short")
 		}
 	})
@@ -553,7 +614,7 @@ func FuzzParsePart(f *testing.F) {
 // No wrong plaintext byte is released, and no altered object can be read to
 // its end.
 func FuzzPartsReader(f *testing.F) {
-	u := newUpload(f, "fuzz", []int64{70000, 10}, []int{1, 3}, true)
+	u := newUpload(f, crypt.V2, "fuzz", []int64{70000, 10}, []int{1, 3}, true)
 	stored := u.stored()
 	f.Add(stored, 0)
 	f.Add(stored[:80000], 500)
@@ -607,8 +668,8 @@ func makePartObject(t *testing.T, u *upload, name string) partObject {
 
 func makePartVectors(t *testing.T) partVectors {
 	t.Helper()
-	three := newUpload(t, "three parts, two DEKs", []int64{100, 66000, 50}, nil, false)
-	gaps := newUpload(t, "gaps and a record", []int64{10, 10, 11}, []int{2, 5, 9}, true)
+	three := newUpload(t, crypt.V1, "three parts, two DEKs", []int64{100, 66000, 50}, nil, false)
+	gaps := newUpload(t, crypt.V1, "gaps and a record", []int64{10, 10, 11}, []int{2, 5, 9}, true)
 	flip := func(u *upload, part, offset int) int64 { return int64(len(bytes.Join(u.parts[:part], nil)) + offset) }
 	return partVectors{
 		Comment: []string{
@@ -620,12 +681,12 @@ func makePartVectors(t *testing.T) partVectors {
 				"at offset flip flipped, if that is not -1. They must not be read to their end without an error.",
 		},
 		Objects: []partObject{
-			makePartObject(t, newUpload(t, "sole empty part", []int64{0}, nil, false), "sole empty part"),
+			makePartObject(t, newUpload(t, crypt.V1, "sole empty part", []int64{0}, nil, false), "sole empty part"),
 			makePartObject(t, three, "three parts, two DEKs"),
-			makePartObject(t, newUpload(t, "two equal parts and a record", []int64{1000, 1000}, nil, true),
+			makePartObject(t, newUpload(t, crypt.V1, "two equal parts and a record", []int64{1000, 1000}, nil, true),
 				"two equal parts and a record"),
 			makePartObject(t, gaps, "gaps and a record"),
-			makePartObject(t, newUpload(t, "segments of 131,072 bytes", []int64{32<<20 - 39}, nil, false),
+			makePartObject(t, newUpload(t, crypt.V1, "segments of 131,072 bytes", []int64{32<<20 - 39}, nil, false),
 				"segments of 131,072 bytes"),
 		},
 		Refused: []refusal{
@@ -650,30 +711,12 @@ func makePartVectors(t *testing.T) partVectors {
 }
 
 func TestPartVectors(t *testing.T) {
-	made := makePartVectors(t)
-	if _, err := os.Stat(partVectorFile); *writeVectors && errors.Is(err, os.ErrNotExist) {
-		data, err := json.MarshalIndent(made, "", " ")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(partVectorFile, append(data, '\n'), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	kept := keptVectors(t, partVectorFile, makePartVectors(t))
+	checkPartVectors(t, kept)
+}
 
-	data, err := os.ReadFile(partVectorFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	var kept partVectors
-	if err := json.Unmarshal(data, &kept); err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(made, kept) {
-		t.Error("what is written now is not what the vectors hold: the format has changed")
-	}
-
+func checkPartVectors(t *testing.T, kept partVectors) {
+	t.Helper()
 	for _, row := range kept.Refused {
 		if _, err := readVector(t, kept, row.Of, row.Parts, row.Flip); err == nil {
 			t.Errorf("%s: read to its end", row.Name)
@@ -694,6 +737,28 @@ func TestPartVectors(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", v.Name, len(got), err)
 		}
 	}
+}
+
+// checkMark verifies the sealed metadata of a vector, if it has any, and
+// returns the random bytes of its upload.
+func checkMark(t *testing.T, o partObject, obj crypt.Object) (random crypt.UploadRandom) {
+	t.Helper()
+	if o.Metadata == nil {
+		return random
+	}
+
+	mark, err := crypt.ParseMark(o.Metadata)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dek := unhex(t, o.DEKs[hex.EncodeToString(mark.WrappedDEK)])
+	if err := mark.Verify(dek, obj); err != nil {
+		t.Error(err)
+	}
+	if got, err := crypt.OpenMetadata(mark.Meta, dek); err != nil || !maps.Equal(got, o.Sealed) {
+		t.Errorf("metadata %q, %v", got, err)
+	}
+	return mark.Random
 }
 
 // readVector reads an object using only what is in the vectors file.
@@ -724,7 +789,7 @@ func readVector(t *testing.T, v partVectors, name string, parts []int, flip int6
 	}
 
 	return readAll(crypt.NewPartsReader(bytes.NewReader(stored), crypt.PartsConfig{
-		Object: u.obj, Size: -1, Record: u.record,
+		Object: u.obj, Size: -1, Record: u.record, Metadata: checkMark(t, o, u.obj),
 		Unlock: func(p *crypt.Part) ([]byte,
 			error,
 		) {

@@ -2,7 +2,9 @@ package crypt
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
+	"hash"
 	"io"
 )
 
@@ -12,6 +14,9 @@ type PartsConfig struct {
 	// Size is the plaintext size of the object, computed from the store's
 	// part count. -1 if unknown.
 	Size int64
+	// Metadata is the random value of the object's sealed metadata; zero if
+	// it is not sealed.
+	Metadata UploadRandom
 	// OpenEnd accepts a last part that is not final. Parts that were cut
 	// off after it are not noticed then.
 	OpenEnd bool
@@ -22,6 +27,10 @@ type PartsConfig struct {
 	// if it has none. It is called only when the part numbers have a gap,
 	// to find out whether the gap was there from the start.
 	Record func() (*Record, error)
+	// Known returns the record if it has been read and verified, or nil. It
+	// is called after the first batch of each part was opened, and before
+	// that is returned.
+	Known func() *Record
 }
 
 // PartsReader decrypts a multipart object, or a stretch of one. It returns
@@ -37,9 +46,12 @@ type PartsReader struct {
 	toEnd    bool   // read and check the end of the object too
 	done     bool
 
-	place    Place  // of the current part
-	expected Layout // the known layout; nil if unknown
-	seen     Layout // the parts read so far
+	upload   Upload    // of the parts read so far
+	tags     hash.Hash // of the parts read so far; nil for a stretch
+	checked  bool      // the current part was compared with the known record
+	place    Place     // of the current part
+	expected Layout    // the known layout; nil if unknown
+	seen     Layout    // the parts read so far
 	record   *Record
 	buf      [PartOverhead]byte
 }
@@ -47,7 +59,7 @@ type PartsReader struct {
 // NewPartsReader returns a PartsReader for a whole object, whose stored
 // bytes src returns.
 func NewPartsReader(src io.Reader, cfg PartsConfig) *PartsReader {
-	return &PartsReader{cfg: cfg, src: src, textLeft: -1, toEnd: true, place: Place{Index: -1}}
+	return &PartsReader{cfg: cfg, src: src, textLeft: -1, toEnd: true, tags: sha256.New(), place: Place{Index: -1}}
 }
 
 // Stretch is a range of plaintext bytes of an object with known layout.
@@ -67,8 +79,11 @@ func NewStretchReader(src io.Reader, s Stretch, cfg PartsConfig) (*PartsReader, 
 	if err := r.checkPlace(s.Part, s.Place); err != nil {
 		return nil, err
 	}
+	if err := s.Part.CheckMetadata(cfg.Metadata); err != nil {
+		return nil, err
+	}
 
-	r.current = s.Part
+	r.current, r.upload = s.Part, s.Part.Upload
 	window, err := s.Part.Cover(s.Offset, min(s.Length, s.Part.Size-s.Offset))
 	if err != nil {
 		return nil, err
@@ -99,11 +114,26 @@ func (r *PartsReader) Next() ([]byte, error) {
 		case err != nil:
 			return nil, fmt.Errorf("part %d: %w", r.current.Number, err)
 		case len(text) > 0:
+			if err := r.checkKnown(); err != nil {
+				return nil, err
+			}
 			return text, nil
 		}
 	}
 
 	return nil, io.EOF
+}
+
+// checkKnown compares the current part with the record, if that is known.
+func (r *PartsReader) checkKnown() error {
+	if r.checked || r.cfg.Known == nil {
+		return nil
+	}
+	if known := r.cfg.Known(); known != nil {
+		r.checked = true
+		return known.checkTag(r.place.Index, r.current)
+	}
+	return nil
 }
 
 // Close returns the buffers to their pools.
@@ -177,14 +207,22 @@ func (r *PartsReader) openNextPart() error {
 // checkOrder returns an error if a part does not follow the previous one.
 func (r *PartsReader) checkOrder(part *Part) error {
 	previous := r.current
-	r.current = part
+	r.current, r.checked = part, false
 	r.place.Index++
+	if err := part.CheckMetadata(r.cfg.Metadata); err != nil {
+		return err
+	}
+	if err := r.joinUpload(part, previous); err != nil {
+		return err
+	}
+	if !part.HasRecord() && r.tags != nil {
+		tag := part.Tag()
+		r.tags.Write(tag[:])
+	}
 
 	switch {
 	case previous != nil && previous.Final:
 		return fmt.Errorf("%w: part %d follows the final part %d", ErrAuth, part.Number, previous.Number)
-	case previous != nil && previous.Upload != part.Upload:
-		return fmt.Errorf("%w: part %d is from a different upload than part %d", ErrAuth, part.Number, previous.Number)
 	case part.HasRecord():
 		return r.checkRecord(part)
 	case r.expected != nil:
@@ -204,6 +242,20 @@ func (r *PartsReader) checkOrder(part *Part) error {
 	return r.checkGap()
 }
 
+// joinUpload returns ErrAuth if a part is not of the upload of those before.
+func (r *PartsReader) joinUpload(part, previous *Part) error {
+	if previous == nil {
+		r.upload = part.Upload
+		return nil
+	}
+	joined, ok := r.upload.Join(part.Upload)
+	if !ok {
+		return fmt.Errorf("%w: part %d is from a different upload than part %d", ErrAuth, part.Number, previous.Number)
+	}
+	r.upload = joined
+	return nil
+}
+
 // checkPlace returns ErrAuth if the layout has another part at that place.
 func (r *PartsReader) checkPlace(part *Part, at Place) error {
 	if part.Number != at.Number || part.Size != at.Size {
@@ -215,9 +267,12 @@ func (r *PartsReader) checkPlace(part *Part, at Place) error {
 
 // checkRecord checks the parts before the record against it.
 func (r *PartsReader) checkRecord(part *Part) error {
-	record, err := ParseRecord(part.Record)
+	record, err := part.ParseRecord()
 	if err != nil {
 		return err
+	}
+	if r.tags != nil && record.HasTags() && record.tags != [sha256.Size]byte(r.tags.Sum(nil)) {
+		return fmt.Errorf("%w: a part is from another attempt than the one in the record", ErrAuth)
 	}
 
 	r.record = record

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"maps"
 	"os"
 	"reflect"
 	"testing"
@@ -42,6 +43,7 @@ type vector struct {
 	BodySHA256 string            `json:"body_sha256"`
 	Metadata   map[string]string `json:"metadata"`
 	Checksums  map[string]string `json:"checksums,omitempty"` // by id
+	Sealed     map[string]string `json:"sealed_metadata,omitempty"`
 }
 
 // pattern is the plaintext of the vectors: byte i is (i*131 + (i>>8)*17) mod
@@ -55,6 +57,14 @@ func pattern(n int64) []byte {
 }
 
 func makeVector(t *testing.T, name string, obj crypt.Object, size int64, withSum bool) vector {
+	t.Helper()
+	return makeVectorOf(t, crypt.V1, name, obj, size, withSum, nil)
+}
+
+func makeVectorOf(
+	t *testing.T, version crypt.Version, name string, obj crypt.Object, size int64, withSum bool,
+	meta map[string]string,
+) vector {
 	t.Helper()
 	dek, text := sha256.Sum256([]byte("dek of "+name)), pattern(size)
 	random := sha256.Sum256([]byte("randomness of " + name))
@@ -70,6 +80,7 @@ func makeVector(t *testing.T, name string, obj crypt.Object, size int64, withSum
 
 	header := s.Header()
 	e := crypt.Envelope{
+		Version:    version,
 		KeyID:      "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
 		WrappedDEK: []byte("wrapped " + name), Header: header, Size: size,
 	}
@@ -92,6 +103,14 @@ func makeVector(t *testing.T, name string, obj crypt.Object, size int64, withSum
 		}
 	}
 
+	if meta != nil {
+		if len(meta) > 0 { // none is left out in JSON
+			v.Sealed = meta
+		}
+		if e.Meta, err = crypt.SealMetadata(meta, dek[:], bytes.NewReader(random[12:])); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := e.Sign(dek[:], obj); err != nil {
 		t.Fatal(err)
 	}
@@ -125,31 +144,34 @@ func hexSum(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func TestVectors(t *testing.T) {
-	made := makeVectors(t)
-	if _, err := os.Stat(vectorFile); *writeVectors && errors.Is(err, os.ErrNotExist) {
-		data, err := json.MarshalIndent(made, "", "  ")
+// keptVectors reads a file of vectors. They must be what is made now.
+func keptVectors[V any](t *testing.T, file string, made V) (kept V) {
+	t.Helper()
+	if _, err := os.Stat(file); *writeVectors && errors.Is(err, os.ErrNotExist) {
+		data, err := json.MarshalIndent(made, "", " ")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(vectorFile, append(data, '\n'), 0o600); err != nil {
+		if err := os.WriteFile(file, append(data, '\n'), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 
-	data, err := os.ReadFile(vectorFile)
+	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-
-	var kept vectors
 	if err := json.Unmarshal(data, &kept); err != nil {
 		t.Fatal(err)
 	}
 	if !reflect.DeepEqual(made, kept) {
 		t.Error("what is written now is not what the vectors hold: the format has changed")
 	}
+	return kept
+}
 
+func TestVectors(t *testing.T) {
+	kept := keptVectors(t, vectorFile, makeVectors(t))
 	for _, v := range kept.Objects {
 		checkVector(t, v)
 	}
@@ -166,6 +188,11 @@ func checkVector(t *testing.T, v vector) {
 
 	if err := e.Verify(dek, crypt.Object{Bucket: v.Bucket, Key: string(key)}); err != nil {
 		t.Errorf("%s: %v", v.Name, err)
+	}
+	if e.Meta != nil {
+		if got, err := crypt.OpenMetadata(e.Meta, dek); err != nil || !maps.Equal(got, v.Sealed) {
+			t.Errorf("%s: metadata %q, %v", v.Name, got, err)
+		}
 	}
 	if v.Body != "" {
 		text, err := open(unhex(t, v.Body), crypt.Whole(e.Size), dek, e.Header)

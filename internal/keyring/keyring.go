@@ -110,6 +110,9 @@ type Config struct {
 	// Rules choose the key of a new object. The first match wins; without a
 	// match, the object is refused. See SetRules.
 	Rules []Rule
+	// FormatVersion is the version of the format of new objects. 0 means
+	// crypt.Newest.
+	FormatVersion crypt.Version
 	// LiteralKeys is set if the store gives "." and ".." in object keys no
 	// special meaning. If it is false, see ErrKeyName.
 	LiteralKeys bool

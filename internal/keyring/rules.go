@@ -40,6 +40,23 @@ type Rule struct {
 	// AllowPlaintext allows reading objects that are not encrypted, for
 	// buckets in migration.
 	AllowPlaintext bool
+	// SealMetadata seals the metadata of new objects.
+	SealMetadata bool
+}
+
+// Format says how a new object is written.
+type Format struct {
+	Version      crypt.Version
+	SealMetadata bool
+}
+
+// Format returns how client writes obj.
+func (k *Keyring) Format(obj Object, client string) Format {
+	f := Format{Version: cmp.Or(k.cfg.FormatVersion, crypt.Newest)}
+	if r, err := k.Rule(obj, client); err == nil {
+		f.SealMetadata = r.SealMetadata
+	}
+	return f
 }
 
 // Rule returns the first rule that matches. Errors: ErrNoRule, and

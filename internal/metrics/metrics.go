@@ -21,6 +21,7 @@ import (
 type Metrics struct {
 	InFlight  prometheus.Gauge   // S3 requests being served
 	OpenEnds  prometheus.Counter // multipart objects without an authenticated end
+	Untagged  prometheus.Counter // multipart objects whose record does not have the tags of the parts
 	Unaudited prometheus.Counter // records that could not be written to the audit log
 
 	registry       *prometheus.Registry
@@ -48,6 +49,11 @@ func New() *Metrics {
 		registry: prometheus.NewRegistry(),
 		InFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "cmekproxy_requests_in_flight", Help: "S3 requests being processed.",
+		}),
+		Untagged: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cmekproxy_untagged_uploads_total",
+			Help: "Multipart objects whose record does not identify the attempts at their parts: some were sealed " +
+				"by other replicas and the client took their ETags from a listing.",
 		}),
 		OpenEnds: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cmekproxy_open_ends_total",
@@ -105,7 +111,8 @@ func New() *Metrics {
 		}, []string{"capability"}),
 	}
 
-	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.originDuration,
+	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Untagged, m.Unaudited)
+	m.registry.MustRegister(m.requests, m.duration, m.bytes, m.originDuration,
 		m.originFaults, m.originRetries, m.kmsDuration, m.membersMissing, m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 

@@ -62,7 +62,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	}
 	list.upload = c.upload.shown
 
-	layout, err := list.match(have)
+	layout, tags, err := s.match(c, list, have)
 	if err != nil {
 		return err
 	}
@@ -84,7 +84,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 		return err
 	}
 
-	if err := s.appendEnd(c, list, layout, have, sum); err != nil {
+	if err := s.appendEnd(c, list, ahead{layout, tags, have}, sum); err != nil {
 		return err
 	}
 	answer, body, err := s.commitAlive(c, list)
@@ -260,18 +260,31 @@ func (list *completion) invalid(p *completionPart) *Error {
 }
 
 // match compares the list with the parts in the store, and returns their
-// layout.
-func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
+// layout. It also returns their tags, if all of them are known.
+func (s *Server) match(c *call, list *completion, have map[int]listedPart) (crypt.Layout, []crypt.Tag, error) {
 	var layout crypt.Layout
+	var tags []crypt.Tag
 	for i := range list.Parts {
 		p := &list.Parts[i]
 		stored, ok := have[p.PartNumber]
-		if !ok || unquote(storedETags(p.ETag)) != stored.etag || stored.size < 0 {
-			return nil, list.invalid(p)
+		etag, said := partETag(p.ETag)
+		if !ok || etag != stored.etag || stored.size < 0 {
+			return nil, nil, list.invalid(p)
+		}
+
+		tag, known := s.uploads.partTag(c.upload.stored, etag)
+		switch {
+		case known && said != nil && *said != tag:
+			return nil, nil, list.invalid(p)
+		case said != nil:
+			tag, known = *said, true
+		}
+		if known {
+			tags = append(tags, tag)
 		}
 
 		if stored.size < crypt.MinPartSize && i < len(list.Parts)-1 {
-			return nil, &Error{
+			return nil, nil, &Error{
 				Code: "EntityTooSmall", Message: "Your proposed upload is smaller than the minimum allowed size",
 				Details: [][2]string{
 					{"ProposedSize", strconv.FormatInt(stored.size, 10)},
@@ -286,7 +299,17 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 		layout = layout.Add(p.PartNumber, stored.size)
 	}
 
-	return layout, nil
+	if len(tags) < len(list.Parts) {
+		tags = nil
+	}
+	return layout, tags, nil
+}
+
+// ahead is what is known of the parts of an upload that is completed.
+type ahead struct {
+	layout crypt.Layout
+	tags   []crypt.Tag // nil if some are not known
+	have   map[int]listedPart
 }
 
 // checkObjectSize compares x-amz-mp-object-size with the size of the parts.
@@ -327,10 +350,10 @@ func checkObjectSize(h http.Header, size int64) error {
 func (s *Server) appendEnd(
 	c *call,
 	list *completion,
-	layout crypt.Layout,
-	have map[int]listedPart,
+	parts ahead,
 	sum objectSum,
 ) error {
+	layout, have := parts.layout, parts.have
 	last := have[list.Parts[len(list.Parts)-1].PartNumber]
 	if crypt.IsFinal(last.number, last.size) {
 		if layout.Contiguous() {
@@ -368,13 +391,11 @@ func (s *Server) appendEnd(
 		return err
 	}
 
-	part := crypt.Part{
-		Number:     number,
-		Final:      true,
-		Upload:     crypt.UploadOf(c.upload.stored),
-		KeyID:      lease.KeyID,
-		WrappedDEK: lease.Wrapped,
-		Record:     crypt.NewRecord(layout, sum.kind, sealed),
+	part := crypt.Part{Number: number, Final: true}
+	c.upload.bind(&part, lease)
+	part.Record = crypt.NewRecord(part.Version(), layout, sum.kind, sealed, parts.tags)
+	if part.Version() >= crypt.V2 && parts.tags == nil {
+		s.Metrics.Untagged.Inc()
 	}
 
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, c.object(), lease.DEK(), s.Random)

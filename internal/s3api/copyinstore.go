@@ -130,11 +130,11 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 		}
 	}
 
-	if err := e.Sign(lease.DEK(), c.object()); err != nil {
+	have, err := stored.Reveal(c.seen.Header, c.seen.Envelope.Meta, lease.DEK())
+	if err != nil {
 		return nil, result, err
 	}
-
-	header, err := c.copiedHeader(c.seen.Header, e)
+	header, err := s.copiedHeader(c, have, e, lease.DEK())
 	if err != nil {
 		return nil, result, err
 	}

@@ -299,7 +299,9 @@ var notCopied = []string{
 
 // copiedHeader returns the headers of the copy: the source's or the
 // request's, depending on the directives, and the envelope.
-func (c *objectCopy) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {
+func (s *Server) copiedHeader(
+	c *objectCopy, source http.Header, e *crypt.Envelope, dek []byte,
+) (http.Header, error) {
 	c.made = e
 	header := c.requestHeader()
 	c.onCondition(header)
@@ -307,7 +309,7 @@ func (c *objectCopy) copiedHeader(source http.Header, e *crypt.Envelope) (http.H
 		header.Del("X-Amz-Tagging")
 	}
 	if c.replaces("Metadata") {
-		return withEnvelope(header, c.Header, e)
+		return s.addEnvelope(c.call, header, c.Header, e, dek)
 	}
 
 	for name := range header {
@@ -326,7 +328,7 @@ func (c *objectCopy) copiedHeader(source http.Header, e *crypt.Envelope) (http.H
 		}
 	}
 
-	return withEnvelope(header, carried, e)
+	return s.addEnvelope(c.call, header, carried, e, dek)
 }
 
 // copyResult has the values for the document that answers a copy.

@@ -124,10 +124,10 @@ func (s *Server) resealedHeader(
 	c *objectCopy, source *stored.Object, lease *keyring.DataKey, h crypt.Header, sums digests,
 ) (http.Header, error) {
 	envelope := crypt.Envelope{Header: h, Size: source.Length}
-	if err := s.sign(c.call, &envelope, lease, sums); err != nil {
+	if err := s.setKey(&envelope, lease, sums); err != nil {
 		return nil, err
 	}
-	header, err := c.copiedHeader(source.Header, &envelope)
+	header, err := s.copiedHeader(c, source.Header, &envelope, lease.DEK())
 	if err != nil {
 		return nil, err
 	}

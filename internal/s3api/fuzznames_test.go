@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
@@ -184,6 +185,9 @@ func FuzzUploadID(f *testing.F) {
 	for _, id := range []string{
 		"", "x", "../..", "a/b+c==", "x.cmek.", "x.cmek.e30", "..cmek.e30", "x.cmek.eyJrZXkiOiJtYWluIn0",
 		"x.cmek.eyJrZXkiOiJtYWluIn1",
+		"x.cmek.eyJyYW5kb20iOiJBUUlEQkFVR0J3Z0pDZ3NNRFE0UEVBPT0ifQ",
+		"x.cmek.eyJyYW5kb20iOiJBUUlEQkFVR0J3Z0pDZ3NNRFE0UEVBPT0iLCJtZXRhIjp0cnVlfQ", "x.cmek.eyJtZXRhIjp0cnVlfQ",
+		"x.cmek.eyJyYW5kb20iOiJBQUFBQUFBQUFBQUFBQUFBQUFBQUFBPT0ifQ", "x.cmek.eyJyYW5kb20iOiJBQUFBIn0",
 		"x.cmek.eyJjb250ZXh0Ijp7ImEiOiJiIn19", "x.cmek.eyJzZWFsZWQiOiJBQUFBIn0", "x.cmek.eyJr\nZXkiOiJtYWluIn0",
 	} {
 		f.Add(id)
@@ -203,11 +207,20 @@ func FuzzUploadID(f *testing.F) {
 			wanted.CustomerKey = []byte{1}
 		}
 
-		again, err := newUploadRef(ref.stored, wanted, sealed)
+		again, err := newUploadRef(ref.stored, wanted, sealed, markOf(&ref))
 		if err != nil || again.shown != shown || ref.shown != shown {
 			t.Fatalf("%q is another form of %q, %v", shown, again.shown, err)
 		}
 	})
+}
+
+// markOf returns the mark of the upload of a reference.
+func markOf(ref *uploadRef) *crypt.Mark {
+	m := &crypt.Mark{Random: ref.random}
+	if ref.sealedMeta {
+		m.Meta = []byte{1}
+	}
+	return m
 }
 
 // FuzzHoist checks that a parameter of a presigned URL becomes a header with

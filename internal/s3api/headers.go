@@ -139,6 +139,53 @@ func checkMetadata(h http.Header, envelope map[string]string) error {
 	return nil
 }
 
+// takeMetadata takes the metadata out of header, to be sealed.
+func takeMetadata(header http.Header) (map[string]string, error) {
+	entries, err := stored.TakeMetadata(header)
+	if err != nil {
+		return nil, &Error{
+			Code: "InvalidArgument", Message: "A metadata entry has a name that the proxy cannot encrypt.", cause: err,
+		}
+	}
+	return entries, nil
+}
+
+// checkFit refuses metadata that does not fit next to the envelope. entries
+// is what was sealed in it; nil if own was not.
+func checkFit(own http.Header, entries, envelope map[string]string) error {
+	if entries != nil {
+		return checkSealedMetadata(entries, envelope)
+	}
+	return checkMetadata(own, envelope)
+}
+
+// checkSealedMetadata refuses metadata that does not fit into what the rest of
+// the envelope leaves of S3's limit once it is encrypted.
+func checkSealedMetadata(entries, envelope map[string]string) error {
+	const name = crypt.Prefix + "meta"
+	var total, others int
+	for entry, value := range envelope {
+		total += len(entry) + len(value)
+		if entry != name {
+			others += len(entry) + len(value)
+		}
+	}
+	if total <= maxMetadata {
+		return nil
+	}
+
+	return &Error{
+		Code: "MetadataTooLarge",
+		Message: "Your metadata headers exceed the maximum allowed metadata size. " +
+			"The proxy encrypts them, so less fits; names, values and 4 bytes for each count.",
+		Details: [][2]string{
+			{"Size", strconv.Itoa(crypt.MetadataSize(entries))},
+			{"MaxSizeAllowed", strconv.Itoa(max(0, crypt.LargestMetadata(maxMetadata-others-len(name))))},
+			{"EncryptionEnvelopeSize", strconv.Itoa(others)},
+		},
+	}
+}
+
 // encryption reads the client's headers for server-side encryption. AES256
 // and aws:kms get the same result: a KMS key, unless the client brings its
 // own key.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -58,17 +59,10 @@ func (s *Server) createUpload(c *call, kind objectSum) ([]byte, error) {
 	if err := crypt.CheckPartKey(sealed.KeyID, sealed.Wrapped); err != nil {
 		return nil, partError(err)
 	}
-	metadata, err := crypt.Mark{KeyID: sealed.KeyID}.Metadata()
+	header := c.requestHeader()
+	mark, err := s.addMark(c, header, sealed)
 	if err != nil {
 		return nil, err
-	}
-
-	if err := checkMetadata(c.Header, metadata); err != nil {
-		return nil, err
-	}
-	header := c.requestHeader()
-	for name, value := range metadata {
-		header.Set(metaPrefix+name, value)
 	}
 
 	resp, err := s.send(c, c.originRequestTo(http.MethodPost, url.Values{"uploads": {""}}, header, nil, 0))
@@ -83,17 +77,48 @@ func (s *Server) createUpload(c *call, kind objectSum) ([]byte, error) {
 	}
 
 	upload, _, _ := element(body, "UploadId")
-	if !s.uploads.isNew(string(upload)) {
+	id := html.UnescapeString(string(upload))
+	if !s.uploads.isNew(id) {
 		return nil, errGivenBefore
 	}
-	if c.upload, err = newUploadRef(html.UnescapeString(string(upload)), wanted, sealed); err != nil {
+	if c.upload, err = newUploadRef(id, wanted, sealed, mark); err != nil {
 		return nil, err
 	}
 
-	s.uploads.put(c.uploadID(), sealed, kind)
+	s.uploads.put(c.uploadID(), c.upload, sealed, kind)
 	c.copyHeader(resp.Header)
 	c.setSealedHeaders(sealed)
 	return body, nil
+}
+
+// addMark adds the metadata of a multipart object to header.
+func (s *Server) addMark(c *call, header http.Header, sealed *keyring.DataKey) (*crypt.Mark, error) {
+	if err := checkMetadata(c.Header, nil); err != nil {
+		return nil, err
+	}
+	format := s.Keys.Format(c.object(), c.client.Name)
+	mark := crypt.Mark{Version: format.Version, KeyID: sealed.KeyID, WrappedDEK: sealed.Wrapped}
+	var entries map[string]string
+	var err error
+	if format.SealMetadata {
+		if entries, err = takeMetadata(header); err != nil {
+			return nil, err
+		}
+	}
+
+	out, err := stored.NewMark(mark, entries, c.object(), sealed.DEK(), s.Random)
+	if err != nil {
+		return nil, err
+	}
+	metadata, err := out.Metadata()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFit(c.Header, entries, metadata); err != nil {
+		return nil, err
+	}
+	stored.SetEnvelope(header, metadata)
+	return out, nil
 }
 
 // otherKey returns the id of the KMS key that the client asks for, or "" if
@@ -166,10 +191,8 @@ func (s *Server) sealPart(c *call, number int, size int64) (*http.Response, erro
 	defer lease.Release()
 	lease.Wrote(size)
 
-	part := crypt.Part{
-		Number: number, Size: size, Final: crypt.IsFinal(number, size), Upload: crypt.UploadOf(c.upload.stored),
-		KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
-	}
+	part := crypt.Part{Number: number, Size: size, Final: crypt.IsFinal(number, size)}
+	c.upload.bind(&part, lease)
 
 	sealer, err := crypt.NewPartSealer(c.payload, &part, c.object(), lease.DEK(), s.Random)
 	if err != nil {
@@ -188,6 +211,10 @@ func (s *Server) sealPart(c *call, number int, size int64) (*http.Response, erro
 
 	c.copyHeader(resp.Header)
 	c.setEncryptionHeaders(lease.KeyID)
+	if etag := resp.Header.Get("Etag"); etag != "" && part.Version() >= crypt.V2 {
+		s.uploads.keepTag(c.upload.stored, etag, part.Tag())
+		c.w.Header()["ETag"] = []string{showPartETag(etag, part.Tag())}
+	}
 	return resp, nil
 }
 
@@ -228,11 +255,12 @@ func (s *Server) listParts(c *call) error {
 				return nil
 			}
 
+			entry = s.showPart(c, p, entry)
 			sum, ok := s.uploads.partSum(c.upload.stored, p.etag)
 			if !ok || sum.implied || sum.algorithm != created.algorithm {
-				return showPart(p, entry)
+				return entry
 			}
-			return appendTo(showPart(p, entry), "Part", checksumXML(sum.algorithm, checksum.Encode([]byte(sum.digest))))
+			return appendTo(entry, "Part", checksumXML(sum.algorithm, checksum.Encode([]byte(sum.digest))))
 		})
 
 		doc = remove(remove(doc, "ChecksumAlgorithm"), "ChecksumType")
@@ -241,22 +269,35 @@ func (s *Server) listParts(c *call) error {
 }
 
 // listMultipartUploads adds the checksum algorithm of each upload, if this
-// replica knows it. The store's own is for ciphertext.
+// replica knows it. The store's own is for ciphertext. It also replaces the
+// store's upload ids with those that this replica has given to the client.
 func (s *Server) listMultipartUploads(c *call) error {
-	return s.rewriteXML(c, "Upload", func(entry []byte) []byte {
-		key, _, _ := element(entry, "Key")
-		id, _, _ := element(entry, "UploadId")
-		created := s.uploads.sum(
-			uploadID{c.bucket, html.UnescapeString(string(key)), html.UnescapeString(string(id)), c.client.Name},
-		)
-		return appendTo(withoutChecksums(entry), "Upload", created.listed())
+	show := func(id string) string {
+		return escapeXML(s.uploads.shown(html.UnescapeString(id), c.client.Name))
+	}
+	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) {
+		doc = changeElements(doc, "Upload", func(entry []byte) []byte {
+			entry = replace(entry, "UploadId", show)
+			key, _, _ := element(entry, "Key")
+			id, _, _ := element(entry, "UploadId")
+			created := s.uploads.sum(
+				uploadID{c.bucket, html.UnescapeString(string(key)), html.UnescapeString(string(id)), c.client.Name},
+			)
+			return appendTo(withoutChecksums(entry), "Upload", created.listed())
+		})
+		return replace(replace(doc, "NextUploadIdMarker", show), "UploadIdMarker", show), nil
 	})
 }
 
 // showPart returns a part of a listing as clients see it.
-func showPart(p listedPart, entry []byte) []byte {
+func (s *Server) showPart(c *call, p listedPart, entry []byte) []byte {
 	entry = replace(entry, "Size", func(string) string { return strconv.FormatInt(p.size, 10) })
-	return replace(withoutChecksums(entry), "ETag", showETagXML)
+	entry = withoutChecksums(entry)
+	if tag, ok := s.uploads.partTag(c.upload.stored, p.etag); ok {
+		shown := showPartETag(`"`+p.etag+`"`, tag)
+		return replace(entry, "ETag", func(string) string { return escapeXML(shown) })
+	}
+	return replace(entry, "ETag", showETagXML)
 }
 
 // listedPart is a part in the store's listing of an upload.

@@ -450,6 +450,9 @@ func TestUploadAcrossReplicas(t *testing.T) {
 }
 
 // Parts may be sent in any order, sent again, and left out of the list.
+// partETagForm is the form of a part's ETag: no client takes it for an MD5.
+var partETagForm = regexp.MustCompile(`^"[0-9a-f]{32}-[0-9a-f]{24}"$`)
+
 func TestPartsSentAgain(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k")
@@ -472,7 +475,7 @@ func TestPartsSentAgain(t *testing.T) {
 		}
 	}
 
-	if *list.Parts[0].ETag != *m.parts[0].ETag || !strings.HasSuffix(*list.Parts[0].ETag, `-0"`) {
+	if *list.Parts[0].ETag != *m.parts[0].ETag || !partETagForm.MatchString(*list.Parts[0].ETag) {
 		t.Errorf("ETags %s and %s", *list.Parts[0].ETag, *m.parts[0].ETag)
 	}
 

@@ -67,10 +67,12 @@ func (s *Server) copyPart(c *call, number int, q stored.Request) error {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
 	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), sums)
+	result := copyResult{}
+	if shown := c.w.Header()["ETag"]; len(shown) > 0 { //nolint:staticcheck // S3's spelling, as copyHeader sets it
+		result.etag = shown[0]
+	}
 	delete(c.w.Header(), "ETag") // the document has it
-
-	result := copyResult{etag: resp.Header.Get("Etag")}
-	if !sums.implied { // as in S3
+	if !sums.implied {           // as in S3
 		result.sums = sums.known()
 	}
 	return c.answerResult("CopyPartResult", result)

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/capability"
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
@@ -87,6 +89,20 @@ type proxy struct {
 	bucket   string
 }
 
+// applyForm makes all tests write objects in another form, if $FORM is set: 1
+// for version 1 of the format, sealed for version 2 with sealed metadata.
+func applyForm(cfg *keyring.Config) {
+	switch os.Getenv("FORM") {
+	case "1":
+		cfg.FormatVersion = crypt.V1
+	case "sealed":
+		cfg.Rules = slices.Clone(cfg.Rules)
+		for i := range cfg.Rules {
+			cfg.Rules[i].SealMetadata = true
+		}
+	}
+}
+
 type option func(*proxy, *s3api.Config, *keyring.Config)
 
 // newProxy starts a proxy with a new bucket.
@@ -139,6 +155,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	for _, o := range options {
 		o(p, &cfg, &ringConfig)
 	}
+	applyForm(&ringConfig)
 	p.ringKeys = ringConfig.Keys
 	if p.keys, err = keyring.New(ringConfig); err != nil {
 		t.Fatal(err)

@@ -167,35 +167,49 @@ func (s *Server) putHeader(c *call, lease *keyring.DataKey, h crypt.Header) (htt
 }
 
 func (s *Server) signedHeader(c *call, lease *keyring.DataKey, h crypt.Header) (http.Header, error) {
-	envelope := crypt.Envelope{Header: h, Size: c.auth.DecodedLength()}
-	if err := s.sign(c, &envelope, lease, c.checks.known()); err != nil {
-		return nil, err
-	}
 	header := c.requestHeader()
 	if err := c.checkPutConditions(header); err != nil {
 		return nil, err
 	}
-	return withEnvelope(header, c.Header, &envelope)
-}
-
-// sign completes the envelope of the call's object: it sets the data key and
-// the checksums, and computes the MAC.
-func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.DataKey, sums digests) (err error) {
-	e.KeyID, e.WrappedDEK = lease.KeyID, lease.Wrapped
-	if e.Sum, err = crypt.SealChecksums(sums, lease.DEK(), s.Random); err != nil {
-		return err
+	envelope := crypt.Envelope{Header: h, Size: c.auth.DecodedLength()}
+	if err := s.setKey(&envelope, lease, c.checks.known()); err != nil {
+		return nil, err
 	}
-	return e.Sign(lease.DEK(), c.object())
+	return s.addEnvelope(c, header, c.Header, &envelope, lease.DEK())
 }
 
-// withEnvelope adds the envelope to header. own has the client's user
-// metadata; S3's size limit is for both together.
-func withEnvelope(header, own http.Header, e *crypt.Envelope) (http.Header, error) {
+// setKey sets the data key of an envelope, and its checksums.
+func (s *Server) setKey(e *crypt.Envelope, lease *keyring.DataKey, sums digests) (err error) {
+	e.KeyID, e.WrappedDEK = lease.KeyID, lease.Wrapped
+	e.Sum, err = crypt.SealChecksums(sums, lease.DEK(), s.Random)
+	return err
+}
+
+// addEnvelope completes the envelope of the call's object, and adds it to
+// header. own has the object's user metadata; S3's size limit is for both
+// together.
+func (s *Server) addEnvelope(c *call, header, own http.Header, e *crypt.Envelope, dek []byte) (http.Header, error) {
+	format := s.Keys.Format(c.object(), c.client.Name)
+	e.Version, e.Meta = format.Version, nil
+	var entries map[string]string
+	var err error
+	if format.SealMetadata {
+		if entries, err = takeMetadata(header); err != nil {
+			return nil, err
+		}
+		if e.Meta, err = crypt.SealMetadata(entries, dek, s.Random); err != nil {
+			return nil, err
+		}
+	}
+
+	if err := e.Sign(dek, c.object()); err != nil {
+		return nil, err
+	}
 	metadata, err := e.Metadata()
 	if err != nil {
 		return nil, err
 	}
-	if err := checkMetadata(own, metadata); err != nil {
+	if err := checkFit(own, entries, metadata); err != nil {
 		return nil, err
 	}
 

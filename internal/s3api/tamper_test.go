@@ -92,7 +92,7 @@ func TestTampering(t *testing.T) {
 		{"header of another object", body, with("Header", otherMeta.Get("X-Amz-Meta-Cmek-Header"))},
 		{"smaller size", body, with("Size", "1")},
 		{"smaller size, body cut to fit", body[:2*n], with("Size", "131032")},
-		{"unknown version", body, with("V", "2")},
+		{"unknown version", body, with("V", "3")},
 		{"unknown suite", body, with("Suite", "0")},
 		{"unknown entry", body, with("Extra", "1")},
 	} {

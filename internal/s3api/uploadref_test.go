@@ -127,8 +127,14 @@ func TestUploadUnderAnotherKey(t *testing.T) {
 	}
 }
 
+// storeID returns the store's id of an upload.
+func (m *multipart) storeID() string {
+	id, _, _ := strings.Cut(m.id, ".cmek.")
+	return id
+}
+
 // A context can be used with the rules' own key. If only that key is
-// requested, the upload id is the store's.
+// requested, the upload id does not name it.
 func TestUploadIDs(t *testing.T) {
 	a, b, second := twoReplicas(t)
 	own := a.ringKeys[0].Wrapper.KeyID()
@@ -147,7 +153,9 @@ func TestUploadIDs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := a.create("of "+name, row.ask)
-			if strings.Contains(m.id, ".cmek.") != row.marked {
+			wish, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(m.id, m.storeID()+".cmek."))
+			if asks := strings.Contains(string(wish), `"key"`) || strings.Contains(string(wish), `"context"`); err != nil ||
+				asks != row.marked || !strings.Contains(string(wish), `"random"`) {
 				t.Errorf("the id is %q", m.id)
 			}
 			m.p = b
@@ -187,7 +195,9 @@ func TestUploadIDs(t *testing.T) {
 func TestForgedUploadIDs(t *testing.T) {
 	a, _, second := twoReplicas(t)
 	m := a.create("tied/k")
-	marked := func(wish string) string { return m.id + ".cmek." + base64.RawURLEncoding.EncodeToString([]byte(wish)) }
+	marked := func(wish string) string {
+		return m.storeID() + ".cmek." + base64.RawURLEncoding.EncodeToString([]byte(wish))
+	}
 	for name, row := range map[string]struct{ id, code string }{
 		"a key that the rule does not allow": {marked(`{"key":"` + second.KeyID() + `"}`), "AccessDenied"},
 		"a key that nobody has":              {marked(`{"key":"nobody"}`), "KMS.NotFoundException"},
@@ -197,9 +207,12 @@ func TestForgedUploadIDs(t *testing.T) {
 		"an unknown wish":                    {marked(`{"plaintext":true}`), "NoSuchUpload"},
 		"no JSON":                            {marked(`key`), "NoSuchUpload"},
 		"more behind it":                     {marked(`{"key":"main"}{}`), "NoSuchUpload"},
-		"no base64":                          {m.id + ".cmek.!", "NoSuchUpload"},
-		"nothing":                            {m.id + ".cmek.", "NoSuchUpload"},
+		"no base64":                          {m.storeID() + ".cmek.!", "NoSuchUpload"},
+		"nothing":                            {m.storeID() + ".cmek.", "NoSuchUpload"},
 		"a customer's data key":              {marked(`{"sealed":"AAAA"}`), "InvalidRequest"}, // without the customer key
+		"random bytes that are too short":    {marked(`{"random":"AAAA"}`), "NoSuchUpload"},
+		"random bytes that are zero":         {marked(`{"random":"AAAAAAAAAAAAAAAAAAAAAA=="}`), "NoSuchUpload"},
+		"sealed metadata without them":       {marked(`{"meta":true}`), "NoSuchUpload"},
 		"another upload":                     {"x" + marked(`{"key":"main"}`), "NoSuchUpload"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -241,7 +254,7 @@ func TestForgedUploadIDWhereCustomerKeysAreOff(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	forged := m.id + ".cmek." + base64.RawURLEncoding.EncodeToString(
+	forged := m.storeID() + ".cmek." + base64.RawURLEncoding.EncodeToString(
 		[]byte(`{"sealed":"`+base64.StdEncoding.EncodeToString(wrapped)+`"}`),
 	)
 

@@ -20,15 +20,19 @@ const maxUploads = 4096
 type uploadKeys struct {
 	entries *lru.Cache[uploadID, *uploadKey]
 	sums    *lru.Cache[string, objectSum] // sums of parts, by the store's upload id and the store's ETag of the part
-	given   *lru.Cache[string, bool]      // the store's ids of uploads that were created here
+	tags    *lru.Cache[string, crypt.Tag] // tags of parts, as sums
+	given   *lru.Cache[string, givenID]   // by the store's ids of uploads that were created here
 }
 
-// maxGiven limits how many upload ids are remembered. Each takes about 100
+// givenID is the id that a client got for an upload.
+type givenID struct{ shown, client string }
+
+// maxGiven limits how many upload ids are remembered. Each takes about 300
 // bytes.
 const maxGiven = 16_384
 
-// maxSums limits how many checksums of parts are remembered. Each takes
-// about 200 bytes.
+// maxSums limits how many checksums of parts are remembered, and how many
+// tags. Each takes about 200 bytes.
 const maxSums = 65_536
 
 type uploadID struct{ bucket, key, upload, client string }
@@ -51,11 +55,15 @@ func newUploadKeys() *uploadKeys {
 	if err != nil {
 		panic(err) // only for sizes below 1
 	}
-	given, err := lru.New[string, bool](maxGiven)
+	tags, err := lru.New[string, crypt.Tag](maxSums)
 	if err != nil {
 		panic(err) // only for sizes below 1
 	}
-	return &uploadKeys{entries, sums, given}
+	given, err := lru.New[string, givenID](maxGiven)
+	if err != nil {
+		panic(err) // only for sizes below 1
+	}
+	return &uploadKeys{entries, sums, tags, given}
 }
 
 // keepSum remembers the checksum of a part, to detect a completion with a
@@ -65,6 +73,16 @@ func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
 		sum := objectSum{algorithm: sums.algorithm, digest: string(sums.digest), implied: sums.implied}
 		u.sums.Add(upload+" "+unquote(etag), sum)
 	}
+}
+
+// keepTag remembers the tag of a part.
+func (u *uploadKeys) keepTag(upload, etag string, tag crypt.Tag) {
+	u.tags.Add(upload+" "+unquote(etag), tag)
+}
+
+// partTag returns the tag of a part, if it was sealed here.
+func (u *uploadKeys) partTag(upload, etag string) (crypt.Tag, bool) {
+	return u.tags.Get(upload + " " + etag)
 }
 
 // impliedMark follows the upload id for the default checksum of a part that has
@@ -102,12 +120,22 @@ var errGivenBefore = &Error{
 // isNew reports whether this replica has not seen the store's upload id
 // before, and remembers it.
 func (u *uploadKeys) isNew(id string) bool {
-	before, _ := u.given.ContainsOrAdd(id, true)
+	before, _ := u.given.ContainsOrAdd(id, givenID{})
 	return !before
 }
 
-// put remembers the data key of a new upload.
-func (u *uploadKeys) put(id uploadID, sealed *keyring.DataKey, sum objectSum) {
+// shown returns the id that this client got for an upload with this id in the
+// store, or the store's id if it is not known.
+func (u *uploadKeys) shown(stored, client string) string {
+	if id, ok := u.given.Peek(stored); ok && id.client == client && id.shown != "" {
+		return id.shown
+	}
+	return stored
+}
+
+// put remembers a new upload and its data key.
+func (u *uploadKeys) put(id uploadID, ref uploadRef, sealed *keyring.DataKey, sum objectSum) {
+	u.given.Add(ref.stored, givenID{ref.shown, id.client})
 	u.entries.Add(
 		id,
 		&uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, created: true, sum: sum},

@@ -1,7 +1,6 @@
 package stored
 
 import (
-	"crypto/sha256"
 	"fmt"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -46,7 +45,7 @@ type known struct {
 	verified   bool
 	record     *crypt.Record
 	recordPart *crypt.Part // the part that has the record
-	upload     [sha256.Size]byte
+	upload     crypt.Upload
 }
 
 // partID identifies a part of one version of an object.
@@ -77,6 +76,9 @@ func (c *Cache) remember(q Request, f facts) *known {
 		return k
 	}
 	f.envelope = nil // each answer has it again
+	if f.mark != nil {
+		f.mark = &crypt.Mark{KeyID: f.mark.KeyID}
+	}
 	k := &known{facts: f}
 	c.objects.Add(cacheID(q), k)
 	return k

@@ -46,10 +46,15 @@ func Carry(have http.Header, envelope map[string]string) (http.Header, error) {
 		}
 	}
 
-	for name, value := range envelope {
+	SetEnvelope(h, envelope)
+	return h, nil
+}
+
+// SetEnvelope sets the headers of an envelope or a mark.
+func SetEnvelope(h http.Header, metadata map[string]string) {
+	for name, value := range metadata {
 		h.Set(MetaPrefix+name, value)
 	}
-	return h, nil
 }
 
 // WithoutFraming removes "aws-chunked" from Content-Encoding. It describes

@@ -153,6 +153,9 @@ func (s *Reader) openSingle(
 	if err := e.Verify(dek, q.Object); err != nil {
 		return nil, err
 	}
+	if o.Header, err = revealWith(q.Query, resp.Header, e.Meta, dek); err != nil {
+		return nil, err
+	}
 
 	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && e.Size == 0 {
 		opened, o.nextText = true, func() ([]byte, error) { return nil, io.EOF } // see crypt.Fits

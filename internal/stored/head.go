@@ -10,7 +10,7 @@ import (
 )
 
 // Head returns an object without its body. It uses no key, so nothing is
-// verified.
+// verified, unless the object's metadata is sealed.
 func (s *Reader) Head(ctx context.Context, q Request) (*Object, error) {
 	return s.retryIfOverwritten(ctx, q, s.headOnce)
 }
@@ -56,6 +56,9 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 		return nil, err
 	}
 	o.Length = o.Size
+	if o.Header, err = s.revealed(ctx, q, resp.Header, f); err != nil {
+		return nil, err
+	}
 
 	err = o.applyRange(q)
 	if outside := (*RangeError)(nil); errors.As(err, &outside) {
@@ -163,7 +166,7 @@ func (s *Reader) Layout(ctx context.Context, q Request, o *Object) (crypt.Layout
 // MadeBy reports whether the upload with this id made the object, from parts
 // with these numbers. The caller must call Survey first.
 func (o *Object) MadeBy(uploadID string, numbers []int) bool {
-	if o.known == nil || o.known.upload != crypt.UploadOf(uploadID) || o.known.layout.Parts() != len(numbers) {
+	if o.known == nil || !o.known.upload.IsOf(uploadID) || o.known.layout.Parts() != len(numbers) {
 		return false
 	}
 	for i, number := range numbers {

@@ -189,7 +189,7 @@ func (b *bench) newKey(t testing.TB, obj crypt.Object) *keyring.DataKey {
 }
 
 // putSingle stores a single-PUT object.
-func (b *bench) putSingle(t testing.TB, obj crypt.Object, plaintext []byte) {
+func (b *bench) putSingle(t testing.TB, obj crypt.Object, plaintext []byte, f form) {
 	t.Helper()
 	key := b.newKey(t, obj)
 	sealer, err := crypt.NewSealer(bytes.NewReader(plaintext), int64(len(plaintext)), key.DEK(), rand.Reader)
@@ -199,6 +199,7 @@ func (b *bench) putSingle(t testing.TB, obj crypt.Object, plaintext []byte) {
 	defer sealer.Close()
 
 	envelope := crypt.Envelope{
+		Version: f.version(), Meta: f.metadata(t, key.DEK()),
 		KeyID: key.KeyID, WrappedDEK: key.Wrapped, Header: sealer.Header(), Size: int64(len(plaintext)),
 	}
 	if err := envelope.Sign(key.DEK(), obj); err != nil {
@@ -218,19 +219,25 @@ type part struct{ number, size int }
 
 // putParts stores a multipart object whose parts contain the plaintext in
 // order. If the numbers have gaps, it appends a record, as the proxy does.
-func (b *bench) putParts(t testing.TB, obj crypt.Object, plaintext []byte, parts ...part) {
+func (b *bench) putParts(t testing.TB, obj crypt.Object, plaintext []byte, f form, parts ...part) {
 	t.Helper()
 	key := b.newKey(t, obj)
-	var upload [16]byte
-	rand.Read(upload[:])
+	id := rand.Text()
+	var random crypt.UploadRandom
+	if f != version1 {
+		rand.Read(random[:])
+	}
+	var tags []crypt.Tag
 
 	seal := func(p crypt.Part, text []byte) []byte {
-		p.Upload, p.KeyID, p.WrappedDEK = crypt.UploadOf(string(upload[:])), key.KeyID, key.Wrapped
+		p.Upload, p.KeyID, p.WrappedDEK = crypt.UploadOf(random, id), key.KeyID, key.Wrapped
+		p.SealedMeta = f == sealed
 		sealer, err := crypt.NewPartSealer(bytes.NewReader(text), &p, obj, key.DEK(), rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer sealer.Close()
+		tags = append(tags, p.Tag())
 		return readAll(t, sealer)
 	}
 
@@ -250,16 +257,54 @@ func (b *bench) putParts(t testing.TB, obj crypt.Object, plaintext []byte, parts
 
 	count := len(parts)
 	if !layout.Contiguous() {
-		record := crypt.NewRecord(layout, crypt.NoChecksum, nil)
+		record := crypt.NewRecord(f.version(), layout, crypt.NoChecksum, nil, tags)
 		body = append(body, seal(crypt.Part{Number: parts[count-1].number + 1, Final: true, Record: record}, nil)...)
 		count++
 	}
 
-	metadata, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
+	mark := crypt.Mark{Version: f.version(), KeyID: key.KeyID}
+	if f == sealed {
+		mark.WrappedDEK, mark.Random, mark.Meta = key.Wrapped, random, f.metadata(t, key.DEK())
+		if err := mark.Sign(key.DEK(), obj); err != nil {
+			t.Fatal(err)
+		}
+	}
+	metadata, err := mark.Metadata()
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.put(obj, metadata, body, count)
+}
+
+// form is a way to write an object.
+type form string
+
+const (
+	version1 form = ""
+	version2 form = ", version 2"
+	sealed   form = ", version 2, with sealed metadata"
+)
+
+func (f form) version() crypt.Version {
+	if f == version1 {
+		return crypt.V1
+	}
+	return crypt.V2
+}
+
+// metadata returns sealed metadata, if the form has it.
+func (f form) metadata(t testing.TB, dek []byte) []byte {
+	t.Helper()
+	if f != sealed {
+		return nil
+	}
+	meta, err := crypt.SealMetadata(map[string]string{
+		"content-type": "text/sealed", "x-amz-meta-own": "sealed",
+	}, dek, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return meta
 }
 
 // object is a stored object of some kind, with its plaintext.
@@ -267,28 +312,39 @@ type object struct {
 	name      string
 	plaintext []byte
 	parts     []part // nil for a single-PUT object
+	form      form
 }
 
-// objects has one object of each kind that is read differently.
-var objects = []object{
-	{"empty", nil, nil},
-	{"one byte", text(1, 1), nil},
-	{"one segment", text(crypt.SegmentSize-crypt.HeaderSize, 2), nil},
-	{"five segments", text(300_000, 3), nil},
-	{"one part", text(70_000, 4), []part{{1, 70_000}}},
-	{"equal parts", text(400_000, 5), []part{{1, 150_000}, {2, 150_000}, {3, 100_000}}},
-	{"parts of several sizes", text(300_000, 6), []part{{1, 100}, {2, 150_000}, {3, 149_900}}},
-	{"an empty last part", text(200_000, 7), []part{{1, 100_000}, {2, 100_000}, {3, 0}}},
-	{"gaps in the part numbers", text(300_000, 8), []part{{2, 100_000}, {5, 100_000}, {9, 100_000}}},
+// objects has one object of each kind that is read differently, in each form.
+var objects = inEachForm([]object{
+	{"empty", nil, nil, ""},
+	{"one byte", text(1, 1), nil, ""},
+	{"one segment", text(crypt.SegmentSize-crypt.HeaderSize, 2), nil, ""},
+	{"five segments", text(300_000, 3), nil, ""},
+	{"one part", text(70_000, 4), []part{{1, 70_000}}, ""},
+	{"equal parts", text(400_000, 5), []part{{1, 150_000}, {2, 150_000}, {3, 100_000}}, ""},
+	{"parts of several sizes", text(300_000, 6), []part{{1, 100}, {2, 150_000}, {3, 149_900}}, ""},
+	{"an empty last part", text(200_000, 7), []part{{1, 100_000}, {2, 100_000}, {3, 0}}, ""},
+	{"gaps in the part numbers", text(300_000, 8), []part{{2, 100_000}, {5, 100_000}, {9, 100_000}}, ""},
+})
+
+func inEachForm(objects []object) (all []object) {
+	for _, f := range []form{version1, version2, sealed} {
+		for _, o := range objects {
+			o.name, o.form = o.name+string(f), f
+			all = append(all, o)
+		}
+	}
+	return all
 }
 
 func (b *bench) putObject(t testing.TB, obj crypt.Object, o object) {
 	t.Helper()
 	if o.parts == nil {
-		b.putSingle(t, obj, o.plaintext)
+		b.putSingle(t, obj, o.plaintext, o.form)
 		return
 	}
-	b.putParts(t, obj, o.plaintext, o.parts...)
+	b.putParts(t, obj, o.plaintext, o.form, o.parts...)
 }
 
 // text returns n bytes without a period, which differ for each seed.

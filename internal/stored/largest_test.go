@@ -61,7 +61,8 @@ type hugeStore struct {
 
 // ServeHTTP answers GET and HEAD.
 func (s *hugeStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	metadata, err := crypt.Mark{KeyID: s.key.KeyID}.Metadata()
+	mark := crypt.Mark{KeyID: s.key.KeyID}
+	metadata, err := mark.Metadata()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -98,7 +99,7 @@ func (s *hugeStore) head(index, n int) ([]byte, error) {
 	const firstSegment = crypt.PartHeaderSize + 160<<16 + crypt.TagSize
 	p := crypt.Part{
 		Number: index + 1, Size: crypt.MaxPartSize, Final: index == crypt.MaxPartNumber-1,
-		Upload: crypt.UploadOf("u"), KeyID: s.key.KeyID, WrappedDEK: s.key.Wrapped,
+		Upload: crypt.UploadOf(crypt.UploadRandom{1}, "u"), KeyID: s.key.KeyID, WrappedDEK: s.key.Wrapped,
 	}
 	sealer, err := crypt.NewPartSealer(zeros{}, &p, s.obj, s.key.DEK(), rand.Reader)
 	if err != nil {

@@ -58,6 +58,19 @@ func (s *Seen) KeyID() string {
 	}
 }
 
+// Version returns the version of the format that the object names; 0 for
+// plaintext.
+func (s *Seen) Version() crypt.Version {
+	switch {
+	case s.Envelope != nil:
+		return s.Envelope.Version
+	case s.Mark != nil:
+		return s.Mark.Version
+	default:
+		return 0
+	}
+}
+
 // Look returns what the store says about an object.
 func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 	resp, err := s.request(ctx, http.MethodHead, q, q.Header)
@@ -112,7 +125,7 @@ func seenOf(h http.Header, size int64) (*Seen, error) {
 	}
 
 	if f.kind == multipart {
-		s.Mark = &f.mark
+		s.Mark = f.mark
 	}
 	return s, nil
 }

@@ -28,6 +28,7 @@ type Object struct {
 
 	source   *Reader
 	object   crypt.Object
+	random   crypt.UploadRandom // of a multipart object whose metadata is sealed
 	envelope *crypt.Envelope
 	known    *known
 

@@ -24,7 +24,10 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 		size = k.layout.Size()
 	}
 
-	o := s.multipartObject(q, k, resp)
+	o, err := s.multipartObject(ctx, q, k, resp)
+	if err != nil {
+		return nil, err
+	}
 	o.Size, o.Length = size, size
 	cfg := s.config(ctx, q, o, k)
 	cfg.Size = size
@@ -33,17 +36,33 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 	return o, nil
 }
 
-func (s *Reader) multipartObject(q Request, k *known, resp *http.Response) *Object {
-	return &Object{
+// multipartObject returns the object of an answer. Its metadata is taken from
+// the same answer as the body.
+func (s *Reader) multipartObject(ctx context.Context, q Request, k *known, resp *http.Response) (*Object, error) {
+	o := &Object{
 		Header: resp.Header, KeyID: k.mark.KeyID, CustomerKey: k.mark.KeyID == crypt.CustomerKeyID,
 		source: s, object: q.Object, known: k, body: resp.Body,
 		keys: &keys{source: s, object: q.Object},
 	}
+	if resp.Header.Get(metaHeader) == "" {
+		return o, nil
+	}
+
+	f, err := factsOf(resp.Header, k.size)
+	if err != nil {
+		return nil, err
+	}
+	if f.mark == nil {
+		return nil, errChanged
+	}
+	o.random = f.mark.Random
+	o.Header, err = s.revealed(ctx, q, resp.Header, f)
+	return o, err
 }
 
 func (s *Reader) config(ctx context.Context, q Request, o *Object, k *known) crypt.PartsConfig {
 	return crypt.PartsConfig{
-		Object: q.Object, Size: -1, OpenEnd: s.OpenEnd,
+		Object: q.Object, Size: -1, OpenEnd: s.OpenEnd, Metadata: o.random,
 		Unlock: func(p *crypt.Part) ([]byte, error) {
 			o.KeyID = p.KeyID
 			return o.keys.open(ctx, p.KeyID, p.WrappedDEK)
@@ -53,8 +72,9 @@ func (s *Reader) config(ctx context.Context, q Request, o *Object, k *known) cry
 			if err != nil || !last.HasRecord() {
 				return nil, err
 			}
-			return crypt.ParseRecord(last.Record)
+			return last.ParseRecord()
 		},
+		Known: func() *crypt.Record { return o.known.record },
 	}
 }
 

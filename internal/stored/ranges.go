@@ -331,7 +331,11 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		return nil, err
 	}
 
-	o := s.multipartObject(q, k, resp)
+	o, err := s.multipartObject(ctx, q, k, resp)
+	if err != nil {
+		_ = resp.Body.Close()
+		return nil, err
+	}
 	r, err := crypt.NewStretchReader(resp.Body, crypt.Stretch{
 		Layout: k.layout, Place: first, Part: part, Offset: offset - first.Offset, Length: length, ToEnd: toEnd,
 	}, s.config(ctx, q, o, k))

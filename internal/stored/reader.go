@@ -133,7 +133,7 @@ const (
 type facts struct {
 	kind     kind
 	envelope *crypt.Envelope // of a single-PUT object
-	mark     crypt.Mark      // of a multipart object
+	mark     *crypt.Mark     // of a multipart object
 	etag     string
 	size     int64 // stored size, in bytes
 	parts    int   // from the ETag; -1 if the ETag does not have it

@@ -167,7 +167,7 @@ func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, h
 
 	out := *g.known
 	switch {
-	case last.Upload != g.upload:
+	case !out.join(last):
 		return nil, fmt.Errorf("%w: the last part is of another upload than the first", ErrIntegrity)
 	case !last.Final && !s.OpenEnd:
 		return nil, fmt.Errorf(
@@ -190,7 +190,7 @@ func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, h
 // withRecord takes the layout from the record, which is authoritative. It
 // returns errUneven if the record does not have the layout.
 func (k known) withRecord(part *crypt.Part) (*known, error) {
-	record, err := crypt.ParseRecord(part.Record)
+	record, err := part.ParseRecord()
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +204,10 @@ func (k known) withRecord(part *crypt.Part) (*known, error) {
 	if stored := k.layout.Size() + int64(k.layout.Parts()+1)*crypt.PartOverhead; stored != k.size {
 		return nil, fmt.Errorf("%w: %d stored bytes, but the parts of the record have %d", ErrIntegrity, k.size, stored)
 	}
-	k.record, k.recordPart, k.upload, k.verified = record, part, part.Upload, true
+	if !k.join(part) {
+		return nil, fmt.Errorf("%w: the record is of another upload than the first part", ErrIntegrity)
+	}
+	k.record, k.recordPart, k.verified = record, part, true
 
 	return &k, nil
 }
@@ -274,10 +277,7 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 // addPart adds a part to the layout, with the checks of reading the whole
 // object.
 func (k *known) addPart(part *crypt.Part) error {
-	if k.layout == nil {
-		k.upload = part.Upload
-	}
-	if part.Upload != k.upload {
+	if !k.join(part) {
 		return fmt.Errorf("%w: part %d is of another upload than the first", ErrIntegrity, part.Number)
 	}
 
@@ -286,7 +286,7 @@ func (k *known) addPart(part *crypt.Part) error {
 		return nil
 	}
 
-	record, err := crypt.ParseRecord(part.Record)
+	record, err := part.ParseRecord()
 	if err != nil {
 		return err
 	}
@@ -296,6 +296,17 @@ func (k *known) addPart(part *crypt.Part) error {
 
 	k.record, k.recordPart = record, part
 	return nil
+}
+
+// join adds what a part says about the upload. It reports whether the part is
+// of the upload of the others.
+func (k *known) join(part *crypt.Part) (ok bool) {
+	if k.upload == (crypt.Upload{}) {
+		k.upload = part.Upload
+		return true
+	}
+	k.upload, ok = k.upload.Join(part.Upload)
+	return ok
 }
 
 // partAtPlace returns the header of the part at a place of the layout, from
@@ -315,7 +326,7 @@ func (s *Reader) partAtPlace(
 	if err != nil {
 		return nil, err
 	}
-	if part.Upload != k.upload {
+	if _, ok := k.upload.Join(part.Upload); !ok {
 		return nil, fmt.Errorf("%w: part %d is of another upload than the first", crypt.ErrAuth, part.Number)
 	}
 	return part, nil

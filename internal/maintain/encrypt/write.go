@@ -94,7 +94,20 @@ func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) 
 		return nil, err
 	}
 
-	envelope := crypt.Envelope{KeyID: key.KeyID, WrappedDEK: key.Wrapped, Header: w.header, Size: w.size, Sum: sum}
+	header, err := e.carried(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+
+	format := e.cfg.Keys.Format(w.obj, e.cfg.Client)
+	envelope := crypt.Envelope{
+		Version: format.Version, KeyID: key.KeyID, WrappedDEK: key.Wrapped, Header: w.header, Size: w.size, Sum: sum,
+	}
+	if format.SealMetadata {
+		if envelope.Meta, err = stored.SealMetadata(header, key.DEK(), e.cfg.Random); err != nil {
+			return nil, err
+		}
+	}
 	if err := envelope.Sign(key.DEK(), w.obj); err != nil {
 		return nil, err
 	}
@@ -112,11 +125,13 @@ func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) 
 		return nil, err
 	}
 
-	return e.carried(ctx, w, metadata)
+	stored.SetEnvelope(header, metadata)
+	return header, nil
 }
 
-func (e *Encrypter) carried(ctx context.Context, w *written, metadata map[string]string) (http.Header, error) {
-	header, err := stored.Carry(w.have, metadata)
+// carried returns the metadata and the tags of the original.
+func (e *Encrypter) carried(ctx context.Context, w *written) (http.Header, error) {
+	header, err := stored.Carry(w.have, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -147,16 +162,12 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 	}
 	defer key.Release()
 
-	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
+	header, err := e.carried(ctx, w)
 	if err != nil {
 		return err
 	}
-
-	header, err := e.carried(ctx, w, mark)
-	if err != nil {
-		return err
-	}
-	if w.up, err = e.store.Create(ctx, w.obj, header); err != nil {
+	format := e.cfg.Keys.Format(w.obj, e.cfg.Client)
+	if w.up, err = e.store.CreateSealed(ctx, w.obj, header, key, format, e.cfg.Random); err != nil {
 		return err
 	}
 

@@ -61,7 +61,7 @@ func newKey(t *testing.T, cfg *inplace.Config, obj crypt.Object) *inplace.Key {
 func TestUpload(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	key, s := newKey(t, cfg, obj), cfg.Store()
-	up, err := s.Create(t.Context(), obj, markOf(t, key))
+	up, err := s.CreateSealed(t.Context(), obj, make(http.Header), key, keyring.Format{SealMetadata: true}, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,20 +89,6 @@ func TestUpload(t *testing.T) {
 	if got, err := io.ReadAll(o.Reader(t.Context())); err != nil || !bytes.Equal(got, text) {
 		t.Errorf("read %d of %d bytes: %v", len(got), len(text), err)
 	}
-}
-
-// markOf returns the headers for creating a multipart object under a key.
-func markOf(t *testing.T, key *inplace.Key) http.Header {
-	t.Helper()
-	metadata, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := make(http.Header)
-	for name, value := range metadata {
-		h.Set(stored.MetaPrefix+name, value)
-	}
-	return h
 }
 
 // Bytes that cannot be decrypted again never reach the store, neither from a

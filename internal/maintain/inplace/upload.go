@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -24,7 +25,9 @@ type Upload struct {
 	store    *Store
 	obj      crypt.Object
 	uploadID string
+	mark     *crypt.Mark // of sealed parts
 	parts    []completedPart
+	tags     []crypt.Tag
 	ETag     string // ETag of the completed object
 }
 
@@ -37,7 +40,37 @@ type completedPart struct {
 // abortTimeout limits the cleanup after an upload that failed.
 const abortTimeout = 10 * time.Second
 
-// Create starts an upload with the given headers.
+// CreateSealed starts an upload of sealed parts. The headers become metadata.
+func (s *Store) CreateSealed(
+	ctx context.Context, obj crypt.Object, header http.Header, key *Key, format keyring.Format, random io.Reader,
+) (*Upload, error) {
+	mark := &crypt.Mark{Version: format.Version, KeyID: key.KeyID, WrappedDEK: key.Wrapped}
+	var entries map[string]string
+	var err error
+	if format.SealMetadata {
+		if entries, err = stored.TakeMetadata(header); err != nil {
+			return nil, err
+		}
+	}
+	if mark, err = stored.NewMark(*mark, entries, obj, key.DEK(), random); err != nil {
+		return nil, err
+	}
+	metadata, err := mark.Metadata()
+	if err != nil {
+		return nil, err
+	}
+	stored.SetEnvelope(header, metadata)
+
+	u, err := s.Create(ctx, obj, header)
+	if err != nil {
+		return nil, err
+	}
+	u.mark = mark
+	return u, nil
+}
+
+// Create starts an upload with the given headers. Its parts are sent as they
+// are.
 func (s *Store) Create(ctx context.Context, obj crypt.Object, header http.Header) (*Upload, error) {
 	body, err := s.Ask(ctx, http.MethodPost, obj, "uploads=", header, nil)
 	if err != nil {
@@ -110,8 +143,7 @@ func (u *Upload) sealPart(
 	if err := key.Check(ctx); err != nil {
 		return err
 	}
-	part.Upload, part.KeyID, part.WrappedDEK = crypt.UploadOf(u.uploadID), key.KeyID, key.Wrapped
-
+	u.bind(&part, key)
 	sealer, err := crypt.NewPartSealer(text, &part, u.obj, key.DEK(), random)
 	if err != nil {
 		return err
@@ -130,7 +162,16 @@ func (u *Upload) sealPart(
 		// The error of the request to the store is only its result.
 		return body.Err
 	}
+	if err == nil {
+		u.tags = append(u.tags, part.Tag())
+	}
 	return err
+}
+
+// bind sets what binds a part to the upload and to its key.
+func (u *Upload) bind(part *crypt.Part, key *Key) {
+	part.Upload, part.SealedMeta = crypt.UploadOf(u.mark.Random, u.uploadID), u.mark.Meta != nil
+	part.KeyID, part.WrappedDEK = key.KeyID, key.Wrapped
 }
 
 // End sends the final part of an upload whose last part cannot be recognized
@@ -143,9 +184,10 @@ func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checks
 
 	last, _ := layout.At(layout.Parts() - 1)
 	part := crypt.Part{
-		Number: last.Number + 1, Final: true, Record: crypt.NewRecord(layout, sum.Type, sealed),
-		Upload: crypt.UploadOf(u.uploadID), KeyID: key.KeyID, WrappedDEK: key.Wrapped,
+		Number: last.Number + 1, Final: true,
+		Record: crypt.NewRecord(u.mark.Version, layout, sum.Type, sealed, u.tags),
 	}
+	u.bind(&part, key)
 
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, u.obj, key.DEK(), random)
 	if err != nil {

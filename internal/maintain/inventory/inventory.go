@@ -38,6 +38,9 @@ type Object struct {
 	Size    int64  `json:"size"`           // of the plaintext, in bytes; -1 if not known
 	Kind    string `json:"kind"`
 	Parts   int    `json:"parts,omitempty"` // in the store, with an appended final part
+	// Format is the version of the format; 0 for plaintext.
+	Format crypt.Version `json:"format,omitempty"`
+	Sealed bool          `json:"sealed_metadata,omitempty"`
 	Keys    []Key  `json:"kms_keys"`
 	Error   string `json:"error,omitempty"`
 
@@ -117,6 +120,7 @@ func (i *Inventory) look(ctx context.Context, q stored.Request, o *Object) error
 		return err
 	}
 
+	o.Format, o.Sealed = seen.Version(), seen.Metadata() != nil
 	switch {
 	case seen.Plaintext:
 		o.Kind = Plaintext

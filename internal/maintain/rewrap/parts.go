@@ -36,12 +36,11 @@ func (m *Mover) moveParts(ctx context.Context, f *found) (crypt.Layout, error) {
 	}
 	defer key.Release()
 
-	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
+	have, err := revealed(ctx, f)
 	if err != nil {
 		return nil, err
 	}
-
-	header, err := stored.Carry(f.seen.Header, mark)
+	header, err := stored.Carry(have, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +48,7 @@ func (m *Mover) moveParts(ctx context.Context, f *found) (crypt.Layout, error) {
 		return nil, err
 	}
 
-	up, err := m.store.Create(ctx, obj, header)
+	up, err := m.store.CreateSealed(ctx, obj, header, key, m.format(f), m.cfg.Random)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +71,21 @@ func contextOf(ctx context.Context, f *found) (map[string]string, error) {
 		return wrapped.Context, err
 	}
 	return nil, inplace.ErrChanged
+}
+
+// revealed returns the headers of an object, with its metadata if that is
+// sealed.
+func revealed(ctx context.Context, f *found) (http.Header, error) {
+	sealed := f.seen.Metadata()
+	if sealed == nil {
+		return f.seen.Header, nil
+	}
+	lease, err := f.reader.Open(ctx, f.was, sealed.KeyID, sealed.WrappedDEK)
+	if err != nil {
+		return nil, err
+	}
+	defer lease.Release()
+	return sealed.Reveal(f.seen.Header, lease.DEK(), f.was)
 }
 
 // source is a multipart object that is to be uploaded again.

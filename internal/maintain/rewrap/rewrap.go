@@ -268,13 +268,26 @@ func (m *Mover) current(ctx context.Context, f *found) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	format := m.format(f)
+	if format.SealMetadata && f.seen.Metadata() == nil {
+		return false, nil
+	}
 	if e := f.seen.Envelope; e != nil {
+		if e.Version < format.Version {
+			return false, nil
+		}
 		return m.under(ctx, f.obj, target, e.KeyID, e.WrappedDEK)
 	}
 
+	if f.seen.Mark.Version < format.Version {
+		return false, nil
+	}
 	for part, err := range f.reader.PartHeaders(ctx, f.request(), f.seen) {
 		if err != nil {
 			return false, err
+		}
+		if part.Version() < format.Version {
+			return false, nil
 		}
 		if ok, err := m.under(ctx, f.obj, target, part.KeyID, part.WrappedDEK); !ok || err != nil {
 			return false, err
@@ -282,6 +295,15 @@ func (m *Mover) current(ctx context.Context, f *found) (bool, error) {
 	}
 
 	return true, nil
+}
+
+// format returns how an object is written. What is sealed stays sealed.
+func (m *Mover) format(f *found) keyring.Format {
+	format := m.cfg.Keys.Format(f.obj, m.cfg.Client)
+	if f.seen.Metadata() != nil {
+		format = keyring.Format{Version: crypt.Newest, SealMetadata: true}
+	}
+	return format
 }
 
 // under reports whether a wrapped data key needs no rewrapping.

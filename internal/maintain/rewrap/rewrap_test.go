@@ -57,6 +57,7 @@ func localKey(t *testing.T) kms.Wrapper {
 
 // lab is a store with one object, and a Mover's configuration.
 type lab struct {
+	format keyring.Format // of the objects that the test writes
 	*testing.T
 	obj   crypt.Object
 	text  []byte
@@ -123,6 +124,7 @@ func (l *lab) put(change func(map[string]string)) {
 	}
 
 	e := crypt.Envelope{
+		Version:    l.format.Version,
 		KeyID:      sealed.KeyID,
 		WrappedDEK: sealed.Wrapped,
 		Header:     sealer.Header(),
@@ -163,16 +165,8 @@ func (l *lab) putParts() {
 	}
 	defer key.Release()
 
-	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
-	if err != nil {
-		l.Fatal(err)
-	}
-
 	header := http.Header{"X-Amz-Meta-Own": {"value"}}
-	for name, value := range mark {
-		header.Set(stored.MetaPrefix+name, value)
-	}
-	up, err := cfg.Store().Create(l.Context(), l.obj, header)
+	up, err := cfg.Store().CreateSealed(l.Context(), l.obj, header, key, l.format, rand.Reader)
 	if err != nil {
 		l.Fatal(err)
 	}

@@ -45,16 +45,17 @@ func (m *Mover) moveSingle(ctx context.Context, f *found) error {
 	if err != nil {
 		return err
 	}
+	header, err := m.sealMetadata(f, fresh, old)
+	if err != nil {
+		return err
+	}
 
 	metadata, err := fresh.Metadata()
 	if err != nil {
 		return err
 	}
 
-	header, err := stored.Carry(seen.Header, metadata)
-	if err != nil {
-		return err
-	}
+	stored.SetEnvelope(header, metadata)
 
 	switch {
 	case seen.Stored == 0:
@@ -103,8 +104,26 @@ func (m *Mover) rewrapped(
 	proof.Release()
 	fresh := *have
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
+	return &fresh, nil
+}
 
-	return &fresh, fresh.Sign(old.DEK(), obj)
+// sealMetadata sets the version of a new envelope, seals the metadata if it is
+// not sealed yet and has to be, and signs the envelope. It returns the other
+// headers of the object.
+func (m *Mover) sealMetadata(f *found, fresh *crypt.Envelope, old *keyring.Lease) (http.Header, error) {
+	header, err := stored.Carry(f.seen.Header, nil)
+	if err != nil {
+		return nil, err
+	}
+
+	format := m.format(f)
+	fresh.Version = format.Version
+	if format.SealMetadata && fresh.Meta == nil {
+		if fresh.Meta, err = stored.SealMetadata(header, old.DEK(), m.cfg.Random); err != nil {
+			return nil, err
+		}
+	}
+	return header, fresh.Sign(old.DEK(), f.obj)
 }
 
 // copy makes the store copy the object onto itself. The source is the
