@@ -207,40 +207,69 @@ func (w wire) must(t *testing.T, q request) (*http.Response, []byte) {
 	return resp, body
 }
 
+// wireUpload is a multipart object to store.
+type wireUpload struct {
+	bucket, key string
+	header, end map[string]string // of the creation and of the completion
+	parts       []wirePart
+	// listed returns the id of the upload that a listing of the store shows,
+	// for the parts and the completion that use it.
+	listed    func() string
+	endListed bool
+}
+
 type wirePart struct {
 	number   int
 	body     []byte
 	header   map[string]string
 	checksum string // elements in the list of the completion
+	listed   bool
 }
 
 // upload stores a multipart object.
-func (w wire) upload(t *testing.T, bucket, key string, header, end map[string]string, parts []wirePart) {
+func (w wire) upload(t *testing.T, u wireUpload) {
 	t.Helper()
 	_, created := w.must(t, request{
-		method: http.MethodPost, bucket: bucket, key: key, query: url.Values{"uploads": {""}}, header: header,
+		method: http.MethodPost, bucket: u.bucket, key: u.key, query: url.Values{"uploads": {""}}, header: u.header,
 	})
 	var doc struct{ UploadId string }
 	if err := xml.Unmarshal(created, &doc); err != nil {
 		t.Fatal(err)
 	}
+	id := func(listed bool) string {
+		if listed {
+			return u.listed()
+		}
+		return doc.UploadId
+	}
 
 	var list strings.Builder
-	for _, p := range parts {
+	for _, p := range u.parts {
 		resp, _ := w.must(t, request{
-			method: http.MethodPut, bucket: bucket, key: key, header: p.header, body: p.body,
-			query: url.Values{"uploadId": {doc.UploadId}, "partNumber": {strconv.Itoa(p.number)}},
+			method: http.MethodPut, bucket: u.bucket, key: u.key, header: p.header, body: p.body,
+			query: url.Values{"uploadId": {id(p.listed)}, "partNumber": {strconv.Itoa(p.number)}},
 		})
 		fmt.Fprintf(&list, "<Part><PartNumber>%d</PartNumber><ETag>%s</ETag>%s</Part>",
 			p.number, strings.Trim(resp.Header.Get("Etag"), `"`), p.checksum)
 	}
 	_, body := w.must(t, request{
-		method: http.MethodPost, bucket: bucket, key: key, header: end, query: url.Values{"uploadId": {doc.UploadId}},
+		method: http.MethodPost, bucket: u.bucket, key: u.key, header: u.end, query: url.Values{"uploadId": {id(u.endListed)}},
 		body: []byte("<CompleteMultipartUpload>" + list.String() + "</CompleteMultipartUpload>"),
 	})
 	if !bytes.Contains(body, []byte("<CompleteMultipartUploadResult")) {
-		t.Fatalf("%s: %s", key, body)
+		t.Fatalf("%s: %s", u.key, body)
 	}
+}
+
+// uploadID returns the id of the only upload of a bucket.
+func (w wire) uploadID(t *testing.T, bucket string) string {
+	t.Helper()
+	_, body := w.must(t, request{method: http.MethodGet, bucket: bucket, query: url.Values{"uploads": {""}}})
+	var doc struct{ Upload []struct{ UploadId string } }
+	if err := xml.Unmarshal(body, &doc); err != nil || len(doc.Upload) != 1 {
+		t.Fatalf("%v: %s", err, body)
+	}
+	return doc.Upload[0].UploadId
 }
 
 // customerHeaders are the headers of SSE-C.
@@ -359,7 +388,7 @@ func (s *corpusStack) put(t *testing.T, o *corpusObject, headers map[string]stri
 	for i, part := range parts {
 		list[i] = wirePart{number: o.StoredParts[i].Number, body: part}
 	}
-	s.store.upload(t, s.bucket, o.Key, headers, nil, list)
+	s.store.upload(t, wireUpload{bucket: s.bucket, key: o.Key, header: headers, parts: list})
 }
 
 // TestCorpus reads what every release wrote. testdata/corpus/README.md
@@ -713,6 +742,14 @@ func (s *corpusStack) modified(t *testing.T, o *corpusObject) {
 		if _, err := s.read(t, o, s.headers(o)); err == nil {
 			t.Errorf("%s: %s is read", name, changed)
 		}
+		if o.sealed() {
+			resp, _, err := s.app.send(t, request{
+				method: http.MethodHead, bucket: s.bucket, key: o.Key, header: s.headers(o),
+			})
+			if err != nil || resp.StatusCode < 300 {
+				t.Errorf("%s: HEAD of %s: %v, %v", name, changed, resp, err)
+			}
+		}
 	}
 
 	for i, p := range o.StoredParts {
@@ -727,15 +764,18 @@ func (s *corpusStack) modified(t *testing.T, o *corpusObject) {
 	}
 }
 
+// sealed reports whether the metadata is sealed.
+func (o *corpusObject) sealed() bool { return o.StoredHeaders["X-Amz-Meta-Cmek-Meta"] != "" }
+
 // protects reports whether a change of this header must be refused. The key id
-// of a multipart object is for display only. Of large objects one entry is
-// enough: they have the metadata of the others.
+// of a multipart object is for display only, except with sealed metadata. Of
+// large objects one entry is enough: they have the metadata of the others.
 func (o *corpusObject) protects(name string) bool {
 	const prefix = "X-Amz-Meta-Cmek-"
 	switch {
 	case o.Missing != nil:
 		return name == prefix+"V"
-	case o.Parts > 0:
+	case o.Parts > 0 && !o.sealed():
 		return strings.HasPrefix(name, prefix) && name != prefix+"Key"
 	default:
 		return strings.HasPrefix(name, prefix)
