@@ -209,7 +209,7 @@ func TestWriteCorpus(t *testing.T) {
 // newCorpus writes a folder.
 func newCorpus(t *testing.T, dir string) {
 	newCorpusKeys(t, dir)
-	s := startCorpus(t, dir, corpusBucket)
+	s := startCorpusStack(t, dir, corpusBucket)
 	doc := corpusDocument{Bucket: corpusBucket}
 	if err := os.Mkdir(filepath.Join(dir, "stored"), 0o755); err != nil {
 		t.Fatal(err)
