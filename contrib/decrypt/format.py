@@ -1,6 +1,6 @@
 """Reads the object format of cmekproxy: stored bytes in, plaintext out.
 
-Written from docs/format.md; comments name its sections. The only I/O is to
+Written from docs/format.md, versions 1 and 2; comments name its sections. The only I/O is to
 read the given stream. Plaintext is returned only after it is authenticated.
 """
 
@@ -27,6 +27,7 @@ PART_PREFIX = PART_HEADER + HEADER
 OVERHEAD = 9216
 TAG_SPACE = 8192
 MAX_PART = 5 * 2**30 - OVERHEAD
+MAX_META = 8192
 CHECKSUMS = {1: ("CRC32", 4), 2: ("CRC32C", 4), 3: ("CRC64NVME", 8), 4: ("SHA1", 20), 5: ("SHA256", 32), 6: ("SHA512", 64), 7: ("MD5", 16), 8: ("XXHASH64", 8), 9: ("XXHASH3", 8), 10: ("XXHASH128", 16)}
 
 
@@ -108,16 +109,19 @@ def check_mac(dek: bytes, fields: list[bytes], want: bytes) -> None:
 
 @dataclass
 class Envelope:
+    version: int
     key_id: str
     wrapped_dek: bytes
     header: bytes
     size: int
     sealed_sum: bytes
+    sealed_meta: bytes  # empty if there is none
     mac: bytes
 
     def verify(self, dek: bytes, bucket: str, key: bytes) -> None:
-        fields = [b"\x01", b"\x01", self.key_id.encode(), self.wrapped_dek, self.header, struct.pack(">Q", self.size), self.sealed_sum]
-        check_mac(dek, [*fields, b"object", bucket.encode(), key], self.mac)
+        fields = [bytes([self.version]), b"\x01", self.key_id.encode(), self.wrapped_dek, self.header, struct.pack(">Q", self.size), self.sealed_sum]
+        more = [self.sealed_meta] if self.version > 1 else []
+        check_mac(dek, [*fields, b"object", bucket.encode(), key, *more], self.mac)
 
 
 def own_entries(metadata: dict[str, str]) -> dict[str, str]:
@@ -125,7 +129,7 @@ def own_entries(metadata: dict[str, str]) -> dict[str, str]:
     own = {name: value for name, value in metadata.items() if name.startswith("cmek-")}
     if not own:
         raise NoEnvelope("object has no envelope")
-    if own.get("cmek-v") != "1" or own.get("cmek-suite") != "1":
+    if own.get("cmek-v") not in ("1", "2") or own.get("cmek-suite") != "1":
         raise FormatError("unknown version or suite")
     return own
 
@@ -134,7 +138,10 @@ def is_multipart(metadata: dict[str, str]) -> bool:
     own = own_entries(metadata)
     if "cmek-type" not in own:
         return False
-    if set(own) != {"cmek-v", "cmek-suite", "cmek-type", "cmek-key"} or own["cmek-type"] != "multipart":
+    names = {"cmek-v", "cmek-suite", "cmek-type", "cmek-key"}
+    if own["cmek-v"] == "2" and set(own) != names:
+        names |= {"cmek-dek", "cmek-meta", "cmek-upload", "cmek-mac"}
+    if set(own) != names or own["cmek-type"] != "multipart":
         raise FormatError("malformed metadata of a multipart object")
     check_key_id(own["cmek-key"])
     return True
@@ -160,17 +167,20 @@ def canonical(own: dict[str, str], name: str, least: int, most: int) -> bytes:
 def parse_envelope(metadata: dict[str, str]) -> Envelope:
     own = own_entries(metadata)
     needed = {"cmek-v", "cmek-suite", "cmek-key", "cmek-dek", "cmek-header", "cmek-size", "cmek-mac"}
-    if set(own) - {"cmek-sum"} != needed:
+    optional = {"cmek-sum", "cmek-meta"} if own["cmek-v"] == "2" else {"cmek-sum"}
+    if set(own) - optional != needed:
         raise FormatError("malformed envelope: missing or unknown entries")
     size = own["cmek-size"]
     if not size.isascii() or not size.isdigit() or str(int(size)) != size:
         raise FormatError("malformed cmek-size")
     return Envelope(
+        version=int(own["cmek-v"]),
         key_id=check_key_id(own["cmek-key"]),
         wrapped_dek=canonical(own, "cmek-dek", 1, 1024),
         header=canonical(own, "cmek-header", 40, 40),
         size=int(size),
         sealed_sum=canonical(own, "cmek-sum", 1, 1024) if "cmek-sum" in own else b"",
+        sealed_meta=canonical(own, "cmek-meta", 1, MAX_META) if "cmek-meta" in own else b"",
         mac=canonical(own, "cmek-mac", 32, 32),
     )
 
@@ -180,6 +190,8 @@ def open_single(src: BinaryIO, metadata: dict[str, str], bucket: str, key: bytes
     e = parse_envelope(metadata)
     dek = unwrap(e.key_id, e.wrapped_dek)
     e.verify(dek, bucket, key)
+    if e.sealed_meta:
+        open_metadata(e.sealed_meta, dek)
     start = src.read(1)
     if not start and e.size == 0:
         return  # section 2: an empty plaintext may have no body
@@ -230,13 +242,17 @@ class Record:
     sealed_sum: bytes
     digest: bytes
     runs: list[tuple[int, int, int]]  # first number, count, length
+    tags_digest: bytes = b""  # empty if the record has no tags
+    tags: list[bytes] | None = None  # the first 4 bytes of each; None if there is no list
 
 
 @dataclass
 class Part:
+    version: int
     number: int
     size: int
     final: bool
+    sealed: bool  # the metadata of the object is sealed
     segment: int
     upload: bytes
     key_id: str
@@ -249,12 +265,26 @@ class Part:
     def stream(self) -> int:
         return stream_size(self.size, self.segment)
 
+    @property
+    def tag(self) -> bytes:
+        return self.mac[:12]
+
+    @property
+    def random(self) -> bytes:
+        """The random bytes of the upload; empty in version 1."""
+        return self.upload[:16] if self.version > 1 else b""
+
+    @property
+    def store_id(self) -> bytes:
+        """The first 16 bytes of the hash of the upload id that the store gave."""
+        return self.upload[16:] if self.version > 1 else self.upload[:16]
+
     def verify(self, dek: bytes, bucket: str, key: bytes) -> None:
-        flags = b"\x01" if self.final else b"\x00"
+        flags = bytes([self.final | self.sealed << 1])
         check_mac(
             dek,
             [
-                *[b"\x01", b"\x01", self.key_id.encode(), self.wrapped_dek, self.header, struct.pack(">Q", self.size), self.record],
+                *[bytes([self.version]), b"\x01", self.key_id.encode(), self.wrapped_dek, self.header, struct.pack(">Q", self.size), self.record],
                 *[b"part", bucket.encode(), key, flags, struct.pack(">H", self.number), struct.pack(">I", self.segment), self.upload],
             ],
             self.mac,
@@ -274,41 +304,61 @@ def parse_part(prefix: bytes, src: BinaryIO) -> tuple[Part, bytes]:
     magic, version, suite, flags, zero, number, record, size, segment, k, w, upload, mac_ = struct.unpack(">8sBBBBHHQIHH32s32s", prefix[:96])
     if magic != b"cmekpart":
         raise FormatError("not a part header")
-    if version != 1 or suite != 1:
+    if version not in (1, 2) or suite != 1:
         raise FormatError("unknown version or suite")
     names = prefix[96:PART_HEADER]
-    if flags > 1 or zero or not 1 <= number <= 10000 or size > MAX_PART or not 1 <= k <= 512 or not 1 <= w <= 888 - k or any(names[k + w :]):
+    if flags > (1 if version == 1 else 3) or zero or not 1 <= number <= 10000 or size > MAX_PART or not 1 <= k <= 512 or not 1 <= w <= 888 - k or any(names[k + w :]):
         raise FormatError("malformed part header")
+    if version > 1 and not any(upload[:16]):
+        raise FormatError("malformed part header: no random bytes of the upload")
     if segment != part_segment(size):
         raise FormatError("malformed part header: the segment size does not match the length of the part")
     rest = b""
     if record:
-        if size or not flags or record > TAG_SPACE - TAG:
+        if size or not flags & 1 or record > TAG_SPACE - TAG:
             raise FormatError("malformed part header: a record is not allowed here")
         rest = read_exactly(src, OVERHEAD - PART_PREFIX)
     key_id = check_key_id(names[:k].decode("latin-1"))
-    return Part(number, size, flags == 1, segment, upload, key_id, names[k : k + w], prefix[PART_HEADER:], rest[TAG : TAG + record], mac_), rest
+    return Part(version, number, size, flags & 1 == 1, flags & 2 == 2, segment, upload, key_id, names[k : k + w], prefix[PART_HEADER:], rest[TAG : TAG + record], mac_), rest
 
 
-def parse_record(b: bytes) -> Record:
-    if len(b) < 36 or len(b) < 36 + b[3] or (len(b) - 36 - b[3]) % 12:
+def parse_record(b: bytes, version: int) -> Record:
+    src = Bytes(b)
+    try:
+        parts, kind, c, digest = struct.unpack(">HBB32s", read_exactly(src, 36))
+        sealed_sum = read_exactly(src, c)
+        count, odd = divmod(len(b) - 36 - c, 12)
+        if version > 1:
+            (count,), odd = struct.unpack(">H", read_exactly(src, 2)), 0
+        runs = [struct.unpack(">HHQ", read_exactly(src, 12)) for _ in range(count)]
+        record = Record(parts, kind, sealed_sum, digest, runs)
+        if version > 1:
+            tags = read_exactly(src, 1)[0]
+            odd |= tags > 2
+            record.tags_digest = read_exactly(src, 32) if tags else b""
+            record.tags = [read_exactly(src, 4) for _ in range(parts)] if tags == 2 else None
+    except FormatError:
+        raise FormatError("malformed record") from None
+    if odd or src.read(1) or kind > 2 or (kind == 0) != (c == 0) or not 1 <= parts <= 9999:
         raise FormatError("malformed record")
-    parts, kind, c, digest = struct.unpack(">HBB32s", b[:36])
-    if kind > 2 or (kind == 0) != (c == 0) or not 1 <= parts <= 9999:
-        raise FormatError("malformed record")
-    runs = [struct.unpack(">HHQ", b[i : i + 12]) for i in range(36 + c, len(b), 12)]
-    return Record(parts, kind, b[36 : 36 + c], digest, runs)
+    return record
 
 
-def check_record(record: Record, parts: list[tuple[int, int]]) -> None:
-    """Checks a record against the number and length of each part before it, in order."""
-    digest = hashlib.sha256(b"".join(struct.pack(">HQ", *p) for p in parts)).digest()
+def check_record(record: Record, parts: list[Part]) -> None:
+    """Checks a record against the parts before it, in order."""
+    layout = [(p.number, p.size) for p in parts]
+    digest = hashlib.sha256(b"".join(struct.pack(">HQ", *p) for p in layout)).digest()
     if record.parts != len(parts) or record.digest != digest:
         raise FormatError("authentication failed: the parts do not match the record")
     if record.runs:
         named = [(first + i, length) for first, count, length in record.runs for i in range(count)]
-        if named != parts:
+        if named != layout:
             raise FormatError("authentication failed: the parts do not match the runs of the record")
+    tags = [p.tag for p in parts]
+    if record.tags_digest and record.tags_digest != hashlib.sha256(b"".join(tags)).digest():
+        raise FormatError("authentication failed: the record has the tags of other attempts at the parts")
+    if record.tags is not None and record.tags != [tag[:4] for tag in tags]:
+        raise FormatError("authentication failed: the list of the record has the tags of other attempts at the parts")
 
 
 @dataclass
@@ -323,10 +373,12 @@ class Multipart:
     # have gaps: the record shows whether the upload had the same gaps. If tail
     # is None, a gap is an error.
     tail: Callable[[], bytes] | None = None
+    sealed: "SealedUpload | None" = None  # the sealed metadata of the object, from open_upload
     checksum: tuple[int, dict[int, bytes]] | None = None  # type (section 8.4) and digests by id; set at the end of the object
 
     def __iter__(self) -> Iterator[bytes]:
-        upload, final, ahead = None, False, []
+        final, ahead = False, []
+        first: dict[int, Part] = {}  # of each version
         numbers: list[int] | None = None  # from the record, if the numbers have gaps
         while prefix := self.next_prefix():
             if final:
@@ -334,9 +386,8 @@ class Multipart:
             part, rest = parse_part(prefix, self.src)
             dek = self.unwrap(part.key_id, part.wrapped_dek)
             part.verify(dek, self.bucket, self.key)
-            if upload not in (None, part.upload):
-                raise FormatError(f"part {part.number} is from a different upload")
-            upload, final = part.upload, part.final
+            self.check_upload(part, first)
+            final = part.final
             if part.record:
                 self.end(part, dek, rest, ahead)
                 continue
@@ -344,30 +395,45 @@ class Multipart:
                 numbers = numbers or self.recorded_numbers()
                 if numbers and (len(ahead) >= len(numbers) or numbers[len(ahead)] != part.number):
                     raise FormatError(f"a part is missing before part {part.number}")
-            ahead.append((part.number, part.size))
+            ahead.append(part)
             yield from open_stream(self.src, dek, part.header, part.size, part.segment)
             if any(read_exactly(self.src, OVERHEAD + part.size - PART_HEADER - part.stream)):
                 raise FormatError(f"the fill of part {part.number} is not zero")
         if not final:
             raise FormatError("the last part is missing")
-        if self.checksum is None and [n for n, _ in ahead] != list(range(1, len(ahead) + 1)):
+        if self.checksum is None and [p.number for p in ahead] != list(range(1, len(ahead) + 1)):
             raise FormatError("gaps in the part numbers of an object without a record")
+
+    def check_upload(self, part: Part, first: dict[int, Part]) -> None:
+        """Checks that a part goes with the others, and with the metadata."""
+        same = first.setdefault(part.version, part)
+        if part.upload != same.upload or any(part.store_id != other.store_id for other in first.values()):
+            raise FormatError(f"part {part.number} is from a different upload")
+        if part.version == 1:
+            return
+        if part.sealed != (self.sealed is not None):
+            raise FormatError(f"part {part.number} and the metadata disagree on whether the metadata is sealed")
+        if self.sealed and part.random != self.sealed.random:
+            raise FormatError(f"part {part.number} is from a different upload than the sealed metadata")
 
     def next_prefix(self) -> bytes:
         first = self.src.read(1)
         return first + read_exactly(self.src, PART_PREFIX - 1) if first else b""
 
-    def end(self, part: Part, dek: bytes, rest: bytes, ahead: list[tuple[int, int]]) -> None:
+    def end(self, part: Part, dek: bytes, rest: bytes, ahead: list[Part]) -> None:
         """Checks the part that CompleteMultipartUpload appended."""
         for _ in open_stream(Bytes(rest), dek, part.header, 0):
             pass
         if any(rest[TAG + len(part.record) :]):
             raise FormatError("the fill after the record is not zero")
-        record = parse_record(part.record)
+        record = parse_record(part.record, part.version)
         check_record(record, ahead)
-        if ahead and part.number <= ahead[-1][0]:
+        if ahead and part.number <= ahead[-1].number:
             raise FormatError("authentication failed: the number of the appended part")
-        self.checksum = (record.kind, open_checksums(record.sealed_sum, dek))
+        digests = open_checksums(record.sealed_sum, dek)
+        if len(digests) != (record.kind > 0):
+            raise FormatError("malformed record: it must have exactly one digest")
+        self.checksum = (record.kind, digests)
 
     def recorded_numbers(self) -> list[int]:
         """Returns the part numbers in the record at the end of the object.
@@ -381,7 +447,7 @@ class Multipart:
         if not part.record:
             raise FormatError("a part is missing: no record explains the gap")
         part.verify(self.unwrap(part.key_id, part.wrapped_dek), self.bucket, self.key)
-        return [first + i for first, count, _ in parse_record(part.record).runs for i in range(count)]
+        return [first + i for first, count, _ in parse_record(part.record, part.version).runs for i in range(count)]
 
 
 class Bytes:
@@ -591,3 +657,83 @@ def hpke_open(private: X25519PrivateKey, public: bytes, enc: bytes, sealed: byte
         return AESGCM(key).decrypt(nonce, sealed, aad)
     except InvalidTag:
         raise FormatError("authentication failed: the recovery wrap") from None
+
+
+# Section 11: sealed metadata.
+
+META_BLOCK = 64
+CONTENT_HEADERS = ("cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "expires")
+USER_METADATA = "x-amz-meta-"
+
+
+@dataclass
+class SealedUpload:
+    """The metadata of a multipart object, after its MAC has verified."""
+
+    random: bytes  # of the upload
+    headers: dict[str, bytes]
+
+
+def open_upload(metadata: dict[str, str], bucket: str, key: bytes, unwrap: Unwrap) -> SealedUpload | None:
+    """Opens the sealed metadata of a multipart object; None if it is not sealed."""
+    own = own_entries(metadata)
+    if not is_multipart(metadata) or "cmek-meta" not in own:
+        return None
+    key_id, wrapped = own["cmek-key"], canonical(own, "cmek-dek", 1, 1024)
+    sealed, random, want = canonical(own, "cmek-meta", 1, MAX_META), canonical(own, "cmek-upload", 16, 16), canonical(own, "cmek-mac", 32, 32)
+    if not any(random):
+        raise FormatError("malformed metadata: no random bytes of the upload")
+    dek = unwrap(key_id, wrapped)
+    check_mac(dek, [b"\x02", b"\x01", key_id.encode(), wrapped, b"", b"", b"", b"upload", bucket.encode(), key, sealed, random], want)
+    return SealedUpload(random, open_metadata(sealed, dek))
+
+
+def sealed_headers(metadata: dict[str, str], bucket: str, key: bytes, unwrap: Unwrap) -> dict[str, bytes] | None:
+    """Returns the sealed headers of an object; None if its metadata is not sealed."""
+    if is_multipart(metadata):
+        upload = open_upload(metadata, bucket, key, unwrap)
+        return upload.headers if upload else None
+    e = parse_envelope(metadata)
+    if not e.sealed_meta:
+        return None
+    dek = unwrap(e.key_id, e.wrapped_dek)
+    e.verify(dek, bucket, key)
+    return open_metadata(e.sealed_meta, dek)
+
+
+def open_metadata(sealed: bytes, dek: bytes) -> dict[str, bytes]:
+    """Opens sealed metadata whose MAC has verified."""
+    try:
+        text = AESGCM(derive(dek, None, b"cmekproxy v2 metadata")).decrypt(sealed[:12], sealed[12:], None)
+    except (InvalidTag, ValueError):
+        raise FormatError("authentication failed: the sealed metadata") from None
+    try:
+        headers = parse_headers(Bytes(text))
+    except FormatError as e:
+        raise FormatError(f"malformed sealed metadata: {e}") from None
+    if "content-type" not in headers:
+        headers["content-type"] = b"binary/octet-stream"
+    return headers
+
+
+def parse_headers(src: "Bytes") -> dict[str, bytes]:
+    def field() -> bytes:
+        return read_exactly(src, struct.unpack(">H", read_exactly(src, 2))[0])
+
+    headers: dict[str, bytes] = {}
+    used, last = 0, b""
+    while name := field():
+        if name <= last or not is_header(name):
+            raise FormatError(f"the name {name!r}")
+        headers[name.decode()] = value = field()
+        used, last = used + 4 + len(name) + len(value), name
+    if any(src.read()) or len(src.data) != -(-(used + 2) // META_BLOCK) * META_BLOCK:
+        raise FormatError("the zeros at the end")
+    return headers
+
+
+def is_header(name: bytes) -> bool:
+    if any(not 0x21 <= c <= 0x7E or 0x41 <= c <= 0x5A for c in name):
+        return False
+    text = name.decode()
+    return text in CONTENT_HEADERS or (text.startswith(USER_METADATA) and text != USER_METADATA and not text.startswith(USER_METADATA + "cmek-"))

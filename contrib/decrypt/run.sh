@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests the independent decryptor with the test vectors of the format.
+# Tests the independent decryptor with the test vectors of the format, and with
+# what each release wrote.
 # Installs python3-cryptography if no Python has it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,4 +22,4 @@ if ! find_python >/dev/null; then
   "${apt[@]}" update
   "${apt[@]}" install -y --no-install-recommends python3 python3-cryptography >/dev/null
 fi
-exec "$(find_python)" "$here/test_vectors.py" "$@"
+exec "$(find_python)" -m unittest discover -s "$here" -p 'test_*.py' "$@"

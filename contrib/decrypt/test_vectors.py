@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads all test vectors, and checks that malformed objects are rejected.
+"""Reads all test vectors of versions 1 and 2, and checks that malformed objects are rejected.
 
 Needs only `cryptography`.
 """
@@ -16,11 +16,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from format import HEADER, OVERHEAD, Bytes, FormatError, Multipart, NoEnvelope, derive, is_multipart, open_checksums, open_single, parse_envelope, parse_wrapped, part_segment, parse_bundle, recovery_key, segments, together, unwrapper
+from format import HEADER, OVERHEAD, Bytes, FormatError, Multipart, NoEnvelope, derive, is_multipart, open_checksums, open_single, open_upload, parse_bundle, parse_envelope, parse_wrapped, part_segment, recovery_key, sealed_headers, segments, together, unwrapper
 
 TESTDATA = Path(__file__).parents[2] / "internal" / "crypt" / "testdata"
-SINGLE = json.loads((TESTDATA / "vectors.json").read_text())["objects"]
-PARTS = json.loads((TESTDATA / "part-vectors.json").read_text())
+VERSION_2 = json.loads((TESTDATA / "vectors-v2.json").read_text())
+SINGLE = json.loads((TESTDATA / "vectors.json").read_text())["objects"] + VERSION_2["objects"]
+PARTS = [json.loads((TESTDATA / "part-vectors.json").read_text()), VERSION_2["multipart"]]
 KEYS = json.loads((TESTDATA / "key-vectors.json").read_text())
 BUNDLES = json.loads((TESTDATA.parents[1] / "kms" / "testdata" / "bundle-vectors.json").read_text())
 
@@ -104,6 +105,17 @@ class Keys(unittest.TestCase):
                 parse_wrapped(b"cmekwrap" + bad)
 
 
+def check_sealed(t: unittest.TestCase, v: dict, metadata: dict[str, str], unwrap) -> None:
+    """Checks the sealed headers of a vector. An absent content type has a default."""
+    want = v.get("sealed_metadata")
+    if want is None and "cmek-meta" in metadata:
+        want = {}
+    if want is not None:
+        want = {"content-type": "binary/octet-stream"} | want
+    got = sealed_headers(metadata, v["bucket"], bytes.fromhex(v["key"]), unwrap)
+    t.assertEqual(got and {name: value.decode() for name, value in got.items()}, want)
+
+
 class Single(unittest.TestCase):
     def read(self, v: dict, body: bytes, metadata: dict | None = None, dek: bytes | None = None, bucket: str | None = None, key: bytes | None = None) -> bytes:
         unwrap = lambda key_id, wrapped: bytes.fromhex(v["dek"]) if dek is None else dek
@@ -124,9 +136,13 @@ class Single(unittest.TestCase):
                 self.assertEqual(hashlib.sha256(text).hexdigest(), v["plaintext_sha256"])
                 sums = open_checksums(parse_envelope(v["metadata"]).sealed_sum, bytes.fromhex(v["dek"]))
                 self.assertEqual({str(k): d.hex() for k, d in sums.items()}, v.get("checksums", {}))
+                check_sealed(self, v, v["metadata"], lambda key_id, wrapped, v=v: bytes.fromhex(v["dek"]))
 
     def test_refusals(self) -> None:
-        v = next(v for v in SINGLE if v["name"] == "two segments")
+        for name in ("two segments", "sealed metadata"):
+            self.refusals(next(v for v in SINGLE if v["name"] == name))
+
+    def refusals(self, v: dict) -> None:
         body, meta = self.body(v), v["metadata"]
         flipped = lambda i: body[:i] + bytes([body[i] ^ 1]) + body[i + 1 :]
         bad_bodies = [flipped(i) for i in (0, 5, 35, 40, 1000, 65551, 65552, len(body) - 1)]
@@ -143,11 +159,17 @@ class Single(unittest.TestCase):
             for bad in [{**meta, name: b} for b in bads] + ([without] if name != "cmek-sum" else []):
                 with self.subTest(name), self.assertRaises(FormatError):
                     self.read(v, body, bad)
-        for bad in ({**meta, "cmek-extra": "1"}, {**meta, "cmek-v": "2"}, {**meta, "cmek-suite": "0"}, {**meta, "cmek-type": "x"}):
+        for bad in ({**meta, "cmek-extra": "1"}, {**meta, "cmek-v": "2" if meta["cmek-v"] == "1" else "1"}, {**meta, "cmek-suite": "0"}, {**meta, "cmek-type": "x"}):
             with self.assertRaises(FormatError):
                 is_multipart(bad) or self.read(v, body, bad)
         with self.assertRaises(NoEnvelope):
             self.read(v, body, {"other": "1"})
+
+
+def refused_as_they_are(vectors: dict) -> set[str]:
+    """Returns the names of the objects that are refused unchanged."""
+    parts = {v["name"]: list(range(len(v["parts"]))) for v in vectors["objects"]}
+    return {row["of"] for row in vectors["refused"] if row["flip"] < 0 and row["parts"] == parts[row["of"]]}
 
 
 class Parts(unittest.TestCase):
@@ -160,11 +182,17 @@ class Parts(unittest.TestCase):
 
     def read(self, v: dict, stored: bytes, **change) -> tuple[bytes, Multipart]:
         unwrap = lambda key_id, wrapped: change.get("dek") or bytes.fromhex(v["deks"][wrapped.hex()])
-        m = Multipart(Bytes(stored), change.get("bucket") or v["bucket"], change.get("key") or bytes.fromhex(v["key"]), unwrap, lambda: stored[-OVERHEAD:])
+        where = (change.get("bucket") or v["bucket"], change.get("key") or bytes.fromhex(v["key"]), unwrap)
+        sealed = None
+        if "metadata" in v:
+            self.assertTrue(is_multipart(v["metadata"]))
+            sealed = open_upload(v["metadata"], *where)
+            check_sealed(self, v, v["metadata"], unwrap)
+        m = Multipart(Bytes(stored), *where, lambda: stored[-OVERHEAD:], sealed)
         return b"".join(m), m
 
     def test_vectors(self) -> None:
-        for v in PARTS["objects"]:
+        for v in (v for vectors in PARTS for v in vectors["objects"] if v["name"] not in refused_as_they_are(vectors)):
             if any("bytes" not in p for p in v["parts"]):
                 self.assertEqual(part_segment(v["plaintext_size"]), 131072, "only one vector has no bytes")
                 print(f"{v['name']}: the vector has only a hash; the end-to-end tests read such an object")
@@ -180,17 +208,18 @@ class Parts(unittest.TestCase):
                     self.assertEqual(f"{ {1: 'FULL_OBJECT', 2: 'COMPOSITE'}[kind] } 5 {sums[5].hex()}", v["checksum"])
 
     def test_refused(self) -> None:
-        objects = {v["name"]: v for v in PARTS["objects"]}
-        for row in PARTS["refused"]:
-            v = objects[row["of"]]
-            stored = bytearray(b"".join(self.stored(v)[i] for i in row["parts"]))
-            if row["flip"] >= 0:
-                stored[row["flip"]] ^= 1
-            with self.subTest(row["name"]), self.assertRaises(FormatError):
-                self.read(v, bytes(stored))
+        for vectors in PARTS:
+            objects = {v["name"]: v for v in vectors["objects"]}
+            for row in vectors["refused"]:
+                v = objects[row["of"]]
+                stored = bytearray(b"".join(self.stored(v)[i] for i in row["parts"]))
+                if row["flip"] >= 0:
+                    stored[row["flip"]] ^= 1
+                with self.subTest(row["name"]), self.assertRaises(FormatError):
+                    self.read(v, bytes(stored))
 
     def test_more_refusals(self) -> None:
-        for v in PARTS["objects"][1:4]:
+        for v in PARTS[0]["objects"][1:4] + [v for v in PARTS[1]["objects"] if v["name"] in ("three parts", "record with tags", "sealed metadata")]:
             stored = b"".join(self.stored(v))
             for change in ({"dek": os.urandom(32)}, {"bucket": "other"}, {"key": b"other"}):
                 with self.assertRaises(FormatError):
