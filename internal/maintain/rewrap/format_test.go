@@ -26,15 +26,24 @@ func TestFormats(t *testing.T) {
 		{"to version 2", keyring.Format{Version: crypt.V1}, keyring.Format{}, true, keyring.Format{Version: crypt.V2}},
 		{"the same", keyring.Format{}, keyring.Format{}, false, keyring.Format{Version: crypt.V2}},
 		{
-			"back to version 1", keyring.Format{}, keyring.Format{Version: crypt.V1}, false,
+			"back to version 1",
+			keyring.Format{},
+			keyring.Format{Version: crypt.V1},
+			false,
 			keyring.Format{Version: crypt.V2},
 		},
 		{
-			"sealed", keyring.Format{Version: crypt.V1}, keyring.Format{SealMetadata: true}, true,
+			"sealed",
+			keyring.Format{Version: crypt.V1},
+			keyring.Format{SealMetadata: true},
+			true,
 			keyring.Format{Version: crypt.V2, SealMetadata: true},
 		},
 		{
-			"version 2 sealed", keyring.Format{}, keyring.Format{SealMetadata: true}, true,
+			"version 2 sealed",
+			keyring.Format{},
+			keyring.Format{SealMetadata: true},
+			true,
 			keyring.Format{Version: crypt.V2, SealMetadata: true},
 		},
 	} {
