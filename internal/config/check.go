@@ -314,6 +314,40 @@ func (d *decoder) checkMembers(k *Key, keys []Key) {
 		}
 		seen[*name] = true
 	}
+	d.checkMembersFit(k, keys)
+}
+
+// The format's limit on a key's id and its wrapped data keys together, and
+// what a bundle takes besides the wraps. See docs/format.md, sections 8 and 10.
+const (
+	maxFields    = 888
+	bundleFixed  = 12
+	wrapFixed    = 4
+	recoveryWrap = 88
+)
+
+// wrapSizes has the shortest wrapped data key of each provider, in bytes.
+var wrapSizes = map[Provider]int{
+	AWSKMS: 184, VaultTransit: 89, GCPKMS: 113, AzureKeyVault: 137, PKCS11: 61, Local: 61,
+}
+
+// checkMembersFit refuses members whose wraps never fit into a part header
+// together. Others are noticed by cmekproxy check, and at the first use.
+func (d *decoder) checkMembersFit(k *Key, keys []Key) {
+	size := bundleFixed + len(k.Provider) + len(":") + len(k.Name)
+	if k.RecoveryPublicKey != "" {
+		size += recoveryWrap
+	}
+	for i := range keys {
+		member := &keys[i]
+		if slices.Contains(k.Members, member.Name) {
+			size += wrapFixed + len(member.KeyID) + wrapSizes[member.Provider]
+		}
+	}
+	if size > maxFields {
+		d.fail(&k.Members, "the wrapped data keys of these members take %d bytes or more, and %d fit into an object: "+
+			"use fewer members, or members of another provider", size, maxFields)
+	}
 }
 
 // checkMember refuses a member whose id can change: objects name it.

@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -104,6 +105,69 @@ func TestMemberErrors(t *testing.T) {
 			`16:69: recovery_public_key must be a public key from cmekproxy recovery keygen`,
 		}},
 	})
+}
+
+// Wraps that never fit into an object are refused when the configuration is
+// loaded.
+func TestMembersThatDoNotFit(t *testing.T) {
+	const old = "    key_file: /k\n"
+	arn := "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890a"
+	aws := func(n int, more string) string {
+		text, names := old, []string{}
+		for i := range n {
+			names = append(names, fmt.Sprint("a", i))
+			text += fmt.Sprintf("  - {name: a%d, provider: aws-kms, region: eu-central-1, key_id: \"%s%d\"}\n", i, arn, i)
+		}
+		return text + "  - {name: both, provider: all-of, members: [" + strings.Join(names, ", ") + "]" + more + "}\n"
+	}
+	const recovery = ", recovery_public_key: \"cmekproxy-recovery-public-v1:RQAf6D+0YBC7AIldXIoxd88pyQYVhYIHTfiY/2FGtVI=\""
+	const wants = "bytes or more, and 888 fit into an object: use fewer members, or members of another provider"
+	runErrors(t, []errorCase{
+		{"four", old, aws(4, ""), []string{"19:45: the wrapped data keys of these members take 1087 " + wants}},
+		{"three and a recovery key", old, aws(3, recovery), []string{
+			"18:45: the wrapped data keys of these members take 909 " + wants,
+		}},
+	})
+	for _, fits := range []string{aws(2, recovery), aws(3, "")} {
+		parse(t, strings.Replace(base, old, fits, 1))
+	}
+}
+
+func TestFormatErrors(t *testing.T) {
+	const old = "    key_file: /k\n"
+	const needs = "needs encryption.format_version 2: readers of version 1 cannot read such objects"
+	rules := "encryption:\n"
+	with := func(settings string) string { return rules + settings }
+	for name, row := range map[string]struct{ settings, want string }{
+		"version 0":       {"  format_version: 0\n", "format_version must be 1 or 2"},
+		"version 3":       {"  format_version: 3\n", "format_version must be 1 or 2"},
+		"sealed metadata": {"  format_version: 1\n", "seal_metadata " + needs},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.Replace(base, rules, with(row.settings), 1)
+			if name == "sealed metadata" {
+				text = strings.Replace(text, "      key: default\n", "      key: default\n      seal_metadata: true\n", 1)
+			}
+			if _, err := config.Parse("f", []byte(text), environment(nil)); err == nil || !strings.Contains(err.Error(), row.want) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	for name, settings := range map[string]string{
+		"recovery_public_key": ", recovery_public_key: \"cmekproxy-recovery-public-v1:RQAf6D+0YBC7AIldXIoxd88pyQYVhYIHTfiY/2FGtVI=\"",
+		"provider any-of":     "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			more := old + "  - {name: two, provider: local, key_file: l" + settings + "}\n"
+			if settings == "" {
+				more += "  - {name: both, provider: any-of, members: [default, two]}\n"
+			}
+			text := strings.Replace(strings.Replace(base, rules, with("  format_version: 1\n"), 1), old, more, 1)
+			if _, err := config.Parse("f", []byte(text), environment(nil)); err == nil || !strings.Contains(err.Error(), name+" "+needs) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
 }
 
 func TestEndpointErrors(t *testing.T) {

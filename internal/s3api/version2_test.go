@@ -337,7 +337,7 @@ func TestSealedMetadataNeedsTheKey(t *testing.T) {
 
 // Copies have the metadata of their source, sealed if the rules of their new
 // name say so.
-func TestCopiesOfSealedMetadata(t *testing.T) {
+func TestSealedMetadataIsCopied(t *testing.T) {
 	p := newProxy(t, sealing)
 	p.put("sealed/a", randomText(1000), described)
 	p.put("open/a", randomText(1000), described)

@@ -59,6 +59,7 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 	if o.Header, err = s.revealed(ctx, q, resp.Header, f); err != nil {
 		return nil, err
 	}
+	o.proven = f.envelope != nil && f.envelope.Meta != nil
 
 	err = o.applyRange(q)
 	if outside := (*RangeError)(nil); errors.As(err, &outside) {

@@ -29,6 +29,7 @@ type Object struct {
 	source   *Reader
 	object   crypt.Object
 	random   crypt.UploadRandom // of a multipart object whose metadata is sealed
+	proven   bool               // the envelope was verified, because the metadata is sealed in it
 	envelope *crypt.Envelope
 	known    *known
 
@@ -144,7 +145,7 @@ func (s *Reader) verifySize(ctx context.Context, q Request, o *Object) error {
 	k := &keys{source: s, object: q.Object}
 	defer k.release()
 	switch {
-	case o.Plaintext || o.NotModified:
+	case o.Plaintext || o.NotModified || o.proven:
 		return nil
 	case o.envelope != nil:
 		dek, err := k.open(ctx, o.envelope.KeyID, o.envelope.WrappedDEK)
@@ -162,7 +163,7 @@ func (s *Reader) verifySize(ctx context.Context, q Request, o *Object) error {
 // multipart object is compared with its layout, if that is known.
 func (s *Reader) ProveCached(o *Object, cached func(keyID string, wrapped []byte) (Lease, error)) error {
 	switch {
-	case o.Plaintext || o.NotModified:
+	case o.Plaintext || o.NotModified || o.proven:
 		return nil
 	case o.envelope != nil:
 		lease, err := cached(o.envelope.KeyID, o.envelope.WrappedDEK)

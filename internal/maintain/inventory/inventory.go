@@ -41,8 +41,8 @@ type Object struct {
 	// Format is the version of the format; 0 for plaintext.
 	Format crypt.Version `json:"format,omitempty"`
 	Sealed bool          `json:"sealed_metadata,omitempty"`
-	Keys    []Key  `json:"kms_keys"`
-	Error   string `json:"error,omitempty"`
+	Keys   []Key         `json:"kms_keys"`
+	Error  string        `json:"error,omitempty"`
 
 	gone bool // deleted after it was listed
 }

@@ -43,10 +43,14 @@ func send(r *http.Request) (*http.Response, error) { return store.Send(r) }
 // ring returns a keyring with the keys old and new. The rules name old.
 func ring(t *testing.T, old, fresh kms.Wrapper) *keyring.Keyring {
 	t.Helper()
-	return proxytest.NewKeyring(t, keyring.Config{
+	return proxytest.NewKeyring(t, ringConfig(old, fresh))
+}
+
+func ringConfig(old, fresh kms.Wrapper) keyring.Config {
+	return keyring.Config{
 		Keys:  []keyring.Key{{Name: "old", Wrapper: old}, {Name: "new", Wrapper: fresh}},
 		Rules: []keyring.Rule{{Key: "old", AskedKeys: []string{"*"}}},
-	})
+	}
 }
 
 func localKey(t *testing.T) kms.Wrapper {
