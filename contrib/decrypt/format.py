@@ -726,6 +726,8 @@ def parse_headers(src: "Bytes") -> dict[str, bytes]:
         if name <= last or not is_header(name):
             raise FormatError(f"the name {name!r}")
         headers[name.decode()] = value = field()
+        if any(byte in value for byte in b"\r\n\0"):
+            raise FormatError(f"the value of {name!r}")
         used, last = used + 4 + len(name) + len(value), name
     if any(src.read()) or len(src.data) != -(-(used + 2) // META_BLOCK) * META_BLOCK:
         raise FormatError("the zeros at the end")

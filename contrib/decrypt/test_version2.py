@@ -145,7 +145,7 @@ class Single(unittest.TestCase):
     def test_malformed(self) -> None:
         """The MAC verifies, and what is sealed is not as section 11 says."""
         good = padded(entries(HEADERS))
-        value = lambda name: padded(entries([(name, b"v")]))
+        value = lambda name, text=b"v": padded(entries([(name, text)]))
         rows = {
             "nothing": b"",
             "one zero": b"\0",
@@ -171,6 +171,8 @@ class Single(unittest.TestCase):
             "not ASCII": value("x-amz-meta-ü".encode()),
             "not printable": value(b"x-amz-meta-\x7f"),
             "a space": value(b"x-amz-meta-a b"),
+            "a value of two lines": value(b"x-amz-meta-a", b"b\r\nc: d"),
+            "a value with a NUL": value(b"x-amz-meta-a", b"\0"),
         }
         for name, text in rows.items():
             with self.subTest(name):

@@ -18,6 +18,9 @@ const (
 	ownMeta   = userMeta + Prefix // prefix of the envelope's own entries
 )
 
+// noValue are the characters that no value of a header has.
+const noValue = "\r\n\x00"
+
 // contentHeaders are the headers that are sealed besides user metadata.
 var contentHeaders = []string{
 	"cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "expires",
@@ -70,7 +73,7 @@ func SealMetadata(entries map[string]string, dek []byte, random io.Reader) ([]by
 
 	text := make([]byte, 0, size-nonceSize-TagSize)
 	for _, name := range slices.Sorted(maps.Keys(entries)) {
-		if !IsSealable(name) {
+		if !IsSealable(name) || strings.ContainsAny(entries[name], noValue) {
 			return nil, fmt.Errorf("%w: %.60q cannot be sealed", ErrEnvelope, name)
 		}
 		text = appendString(appendString(text, name), entries[name])
@@ -116,7 +119,7 @@ func OpenMetadata(sealed, dek []byte) (map[string]string, error) {
 		}
 
 		value, rest, found := cutString(rest)
-		if !ok || !found || name <= previous || !IsSealable(name) {
+		if !ok || !found || name <= previous || !IsSealable(name) || strings.ContainsAny(value, noValue) {
 			return nil, malformed
 		}
 		entries[name], text, previous = value, rest, name
