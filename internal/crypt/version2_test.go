@@ -281,7 +281,9 @@ func TestSealMetadataRefuses(t *testing.T) {
 		{"x-amz-meta-a b": "x"},
 		{"x-amz-storage-class": "x"},
 		{"": ""},
-		{"x-amz-meta-a": strings.Repeat("x", 8192)}, {"x-amz-meta-a": "b\r\nc: d"}, {"expires": "\x00"},
+		{"x-amz-meta-a": strings.Repeat("x", 8192)},
+		{"x-amz-meta-a": "b\r\nc: d"},
+		{"expires": "\x00"},
 	} {
 		t.Run(fmt.Sprintf("%.40q", entries), func(t *testing.T) {
 			if _, err := crypt.SealMetadata(entries, newDEK(t), rand.Reader); !errors.Is(err, crypt.ErrEnvelope) {

@@ -18,17 +18,16 @@ package origin
 
 import (
 	"context"
-	"crypto/subtle"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
@@ -74,16 +73,7 @@ func Always(u Uploads) func(context.Context, string) (Uploads, error) {
 // use.
 type Origin struct {
 	cfg    Config
-	signer atomic.Pointer[signer]
-}
-
-// signer signs with one secret. A v4.Signer caches the key derived from the
-// secret for a day, and derives a new one only if the access key changes.
-// If the secret is replaced for the same access key, a new signer is
-// needed.
-type signer struct {
-	*v4.Signer
-	secret string
+	signer *sigv4.Signer
 }
 
 // New returns an Origin.
@@ -91,20 +81,7 @@ func New(cfg Config) *Origin {
 	if cfg.Uploads == nil {
 		cfg.Uploads = Always(Uploads{})
 	}
-	return &Origin{cfg: cfg}
-}
-
-func (o *Origin) signerOf(secret string) *signer {
-	if s := o.signer.Load(); s != nil && subtle.ConstantTimeCompare([]byte(s.secret), []byte(secret)) == 1 {
-		return s
-	}
-
-	s := &signer{secret: secret, Signer: v4.NewSigner(func(o *v4.SignerOptions) {
-		o.DisableURIPathEscaping = true // S3 alone escapes paths once, not twice
-	})}
-
-	o.signer.Store(s)
-	return s
+	return &Origin{cfg: cfg, signer: sigv4.NewSigner()}
 }
 
 // ErrCredentials is returned if the proxy has no credentials for the store.
@@ -118,7 +95,7 @@ var ErrCredentials error = &storefault.Error{
 // sent unchanged. Other bodies are sent with a checksum trailer or as
 // UnsignedPayload; see Uploads. RoundTrip does not modify r.
 func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
-	out := r.Clone(r.Context())
+	out := shallowClone(r)
 	out.URL.Scheme = o.cfg.Endpoint.Scheme
 	out.URL.Host = o.cfg.Endpoint.Host
 	o.cfg.SSE.askFor(out) // while the bucket is in the path
@@ -140,13 +117,24 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 
 	hash := out.Header.Get("X-Amz-Content-Sha256")
-	if err := o.signerOf(creds.SecretAccessKey).SignHTTP(r.Context(), creds, out, hash, "s3", o.cfg.Region,
-		o.cfg.Now()); err != nil {
+	own := sigv4.Credentials{AccessKey: creds.AccessKeyID, Secret: creds.SecretAccessKey, Token: creds.SessionToken}
+	if err := o.signer.Sign(out, own, hash, o.cfg.Region, o.cfg.Now()); err != nil {
 		closeBody(r)
 		return nil, fmt.Errorf("origin: signing: %w", err)
 	}
 
 	return o.cfg.Transport.RoundTrip(out)
+}
+
+// shallowClone returns a copy of a request whose headers and URL can be set
+// without changing those of r. The values of the headers are shared.
+func shallowClone(r *http.Request) *http.Request {
+	out := r.WithContext(r.Context())
+	out.Header = make(http.Header, len(r.Header)+4) // with room for those of the signature
+	maps.Copy(out.Header, r.Header)
+	u := *r.URL
+	out.URL = &u
+	return out
 }
 
 // prepareUpload decides how the body of r is sent, and changes out

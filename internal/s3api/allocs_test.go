@@ -4,26 +4,47 @@ import (
 	"bytes"
 	"crypto/md5"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
-// memoryStore accepts PUT, and answers GET with the object that was stored
-// last. It costs almost nothing, so the allocations counted are the proxy's.
+// memoryStore accepts PUT, answers GET and HEAD with the object that was
+// stored last, and lists 1,000 objects. It costs almost nothing, so the
+// allocations counted are the proxy's, with the signing of its own requests.
 type memoryStore struct {
 	header http.Header
 	body   []byte
+	list   []byte
 }
 
 func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody, Request: r}
 	if r.Method == http.MethodPut {
-		var err error
-		if m.body, err = io.ReadAll(r.Body); err != nil {
+		m.body = m.body[:0]
+		if r.Body == nil {
+			return resp, nil
+		}
+		for {
+			m.body = slices.Grow(m.body, 16<<10)
+			n, err := r.Body.Read(m.body[len(m.body):cap(m.body)])
+			m.body = m.body[:len(m.body)+n]
+			if err == io.EOF { //nolint:errorlint // as a transport reads
+				break
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		if err := r.Body.Close(); err != nil {
 			return nil, err
 		}
 		sum := md5.Sum(m.body)
@@ -38,11 +59,15 @@ func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 		return resp, nil
 	}
 
-	resp.Header, resp.Body, resp.ContentLength = m.header.Clone(), io.NopCloser(
-		bytes.NewReader(m.body),
-	), int64(
-		len(m.body),
-	)
+	if r.URL.Query().Has("list-type") {
+		resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(m.list)), int64(len(m.list))
+		resp.Header.Set("Content-Type", "application/xml")
+		return resp, nil
+	}
+	resp.Header, resp.ContentLength = m.header.Clone(), int64(len(m.body))
+	if r.Method == http.MethodGet {
+		resp.Body = io.NopCloser(bytes.NewReader(m.body))
+	}
 	return resp, nil
 }
 
@@ -75,25 +100,44 @@ func BenchmarkWholePath(b *testing.B) {
 	}
 }
 
+// listingOf returns a store's listing of n single-PUT objects.
+func listingOf(n int) []byte {
+	var doc strings.Builder
+	doc.WriteString(`<?xml version="1.0" encoding="UTF-8"?>` + "\n" +
+		`<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix></Prefix>` +
+		`<KeyCount>1000</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated>`)
+	for i := range n {
+		fmt.Fprintf(&doc, `<Contents><Key>dir/object-%06d</Key><LastModified>2026-11-30T09:00:00.000Z</LastModified>`+
+			`<ETag>&quot;%032x&quot;</ETag><Size>%d</Size><StorageClass>STANDARD</StorageClass></Contents>`, i, i, 4096+56)
+	}
+	doc.WriteString(`</ListBucketResult>`)
+	return []byte(doc.String())
+}
+
 // wholePath returns, by method, functions that serve a PUT and a GET of one
 // object of 4 KiB without the network. Their signatures are valid for 15
 // minutes.
 func wholePath(t testing.TB) map[string]func() {
 	p := newProxy(t)
 	path, text := "/"+p.bucket+"/k", randomText(4096)
-	p.origin.next = &memoryStore{}
+	cfg := proxytest.OriginConfig(&memoryStore{list: listingOf(1000)})
+	cfg.Uploads = origin.Always(origin.Uploads{}) // the store does not know trailers
+	p.origin.next = origin.New(cfg)
 	out := make(map[string]func())
 
-	for _, r := range []request{{method: "PUT", path: path, body: text}, {method: "GET", path: path}} {
+	for name, r := range map[string]request{
+		"PUT": {method: "PUT", path: path, body: text}, "GET": {method: "GET", path: path},
+		"HEAD": {method: "HEAD", path: path}, "LIST": {method: "GET", path: "/" + p.bucket + "?list-type=2"},
+	} {
 		signed := p.sign(r)
-		signed.RequestURI, signed.RemoteAddr, signed.URL = path, "127.0.0.1:1", &url.URL{Path: path}
-		out[r.method] = func() {
+		signed.RequestURI, signed.RemoteAddr, signed.URL = r.path, "127.0.0.1:1", must(url.Parse(r.path))
+		out[name] = func() {
 			again := signed.Clone(t.Context())
 			again.Body = io.NopCloser(bytes.NewReader(r.body))
 			w := httptest.NewRecorder()
 			p.server.Config.Handler.ServeHTTP(w, again)
 			if w.Code != http.StatusOK {
-				t.Fatalf("%s: %d %s", r.method, w.Code, w.Body)
+				t.Fatalf("%s: %d %s", name, w.Code, w.Body)
 			}
 		}
 	}

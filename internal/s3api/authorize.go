@@ -41,7 +41,7 @@ func (s *Server) authenticate(c *call) error {
 }
 
 func (s *Server) verifier(known access.View) *sigv4.Verifier {
-	return &sigv4.Verifier{Now: s.Now, Secret: known.Secret, Session: known.Session}
+	return &sigv4.Verifier{Now: s.Now, Secret: known.Secret, Session: known.Session, SigningKeys: s.signingKeys}
 }
 
 // authorize checks that the client has the grants for the request.

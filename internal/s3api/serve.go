@@ -20,6 +20,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
@@ -62,6 +63,8 @@ type Server struct {
 	uploads *uploadKeys
 	renames renames
 
+	signingKeys *sigv4.SigningKeys
+
 	fast, slow, unsigned *pool
 	trusted              trust         // the proxy's credentials at the store
 	formBuffers          chan struct{} // has an element for each form that is in memory: postform.go
@@ -79,6 +82,8 @@ func New(cfg Config) *Server {
 		layouts: stored.NewCache(),
 		uploads: newUploadKeys(),
 		renames: newRenames(),
+
+		signingKeys: sigv4.NewSigningKeys(),
 
 		formBuffers: make(chan struct{}, formBufferCount),
 		check:       CheckAnswer,

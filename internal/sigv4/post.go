@@ -52,7 +52,7 @@ func (v *Verifier) VerifyPost(fields map[string]string) (*Post, error) {
 	policy := fields["policy"]
 	secret, known := v.Secret(c.accessKey)
 	known = known && secret != "" // anyone could sign with an empty secret
-	want := hex.EncodeToString(hmacSHA256(signingKey(secret, c.scope), policy))
+	want := hex.EncodeToString(hmacSHA256(v.SigningKeys.get(secret, c.scope), policy))
 	genuine := subtle.ConstantTimeCompare([]byte(want), []byte(c.signature)) == 1
 
 	if !known {

@@ -56,6 +56,8 @@ type Verifier struct {
 	// for an access key of permanent credentials. If Session is nil, all
 	// access keys are permanent.
 	Session func(accessKey string) (token string, expires time.Time, ok bool)
+	// SigningKeys, if not nil, remembers derived keys.
+	SigningKeys *SigningKeys
 	// MaxSkew is the maximum difference between a request's time and Now. 0
 	// means 15 minutes, as in S3.
 	MaxSkew time.Duration
@@ -132,7 +134,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 
 	secret, known := v.Secret(c.accessKey)
 	known = known && secret != "" // anyone could sign with an empty secret
-	key := signingKey(secret, c.scope)
+	key := v.SigningKeys.get(secret, c.scope)
 	toSign := stringToSign(c.time, c.scope, canonical)
 	want := hex.EncodeToString(hmacSHA256(key, toSign))
 	genuine := subtle.ConstantTimeCompare([]byte(want), []byte(c.signature)) == 1
@@ -146,6 +148,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 			"CanonicalRequestBytes", hexBytes(canonical))
 	}
 
+	v.SigningKeys.remember(secret, c.scope, key)
 	if err := v.checkToken(c); err != nil {
 		return nil, err
 	}
