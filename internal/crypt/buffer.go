@@ -13,33 +13,39 @@ type buffer struct {
 	class int
 }
 
-// Pool c holds buffers of batch * 2^c segments of SegmentSize. Pool 0
-// serves batches; the last pool serves the largest segments of parts, 10
-// MiB.
-const classes = 7
+// classes are the sizes of buffers in bytes, each with its own pool: those
+// below a batch for small objects, a batch, and up to the largest segments of
+// parts, 10 MiB.
+var classes = [...]int64{
+	8 << 10, 32 << 10, 128 << 10,
+	batchSize, batchSize << 1, batchSize << 2, batchSize << 3, batchSize << 4, batchSize << 5, batchSize << 6,
+}
 
-var pools [classes]sync.Pool
+const batchSize = batch * StoredSegmentSize
 
-// newBuffer returns a buffer that holds a batch of small segments, or at
-// least one segment of size s.
-func newBuffer(s segmentBytes) *buffer {
+var pools [len(classes)]sync.Pool
+
+// newBuffer returns a buffer for a stream with so many stored bytes and
+// segments of size s. It holds all of them, or a batch of small segments, or
+// one segment.
+func newBuffer(s segmentBytes, stored int64) *buffer {
+	need := min(stored, max(batchSize, s.storedSegment()))
 	class := 0
-	for classSize(class) < s.storedSegment() {
+	for classes[class] < need {
 		class++
 	}
 
 	if b, ok := pools[class].Get().(*buffer); ok {
 		return b
 	}
-	return &buffer{make([]byte, classSize(class)), class}
+	return &buffer{make([]byte, classes[class]), class}
 }
-
-func classSize(class int) int64 { return batch * StoredSegmentSize << class }
 
 func (b *buffer) free() { pools[b.class].Put(b) }
 
-// batch returns how many segments of size s fit.
-func (b *buffer) batch(s segmentBytes) int { return int(int64(len(b.bytes)) / s.storedSegment()) }
+// batch returns how many segments of size s fit; 1 if the whole stream is
+// shorter.
+func (b *buffer) batch(s segmentBytes) int { return int(max(1, int64(len(b.bytes))/s.storedSegment())) }
 
 // plain holds the plaintext of a batch.
 type plain [batch * SegmentSize]byte

@@ -17,7 +17,7 @@ type Opener struct {
 	skip        int   // plaintext bytes to drop before the first one wanted
 	textLeft    int64 // plaintext bytes still wanted
 	buffer      *buffer
-	plain       *plain // nil if a batch is one segment, which is opened in place
+	plain       *plain // nil if a batch is one segment, or there is only one: it is opened in place
 }
 
 // NewOpener returns an Opener for the window w. src must return the stored
@@ -32,9 +32,9 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 		src: src, stream: stream, header: h, window: w,
 		nextSegment: w.first, lastSegment: (w.End - 1) / w.segmentSize.storedSegment(),
 		skip: w.skip(), textLeft: w.length,
-		buffer: newBuffer(w.segmentSize),
+		buffer: newBuffer(w.segmentSize, w.End-w.Start),
 	}
-	if o.buffer.batch(w.segmentSize) > 1 {
+	if o.buffer.batch(w.segmentSize) > 1 && o.lastSegment > o.nextSegment {
 		o.plain = plainPool.Get().(*plain)
 	}
 

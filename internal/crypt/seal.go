@@ -48,7 +48,7 @@ func newStreamSealer(
 		return nil, err
 	}
 
-	s.buffer = newBuffer(segmentSize)
+	s.buffer = newBuffer(segmentSize, segmentSize.storedSize(size))
 	return s, nil
 }
 
@@ -100,7 +100,7 @@ func (s *Sealer) sealBatch() error {
 	end := 0
 	segmentSize := s.stream.segmentSize
 	for range s.buffer.batch(segmentSize) {
-		slot := s.buffer.bytes[end : end+int(segmentSize.storedSegment())]
+		slot := s.buffer.bytes[end:min(end+int(segmentSize.storedSegment()), len(s.buffer.bytes))]
 		used := 0
 
 		if s.nextSegment == 0 {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"hash"
 	"reflect"
+	"sync"
 )
 
 // Wipe overwrites the contents of a cipher or a MAC, including the expanded
@@ -33,8 +34,9 @@ func Wipe(keyed any) {
 	}
 }
 
-// hashWiper creates hashes and later overwrites their buffers. SHA-256
-// keeps the last bytes of its input, and HKDF's input is the data key.
+// hashWiper gives hashes, and later overwrites their buffers and gives them
+// back. SHA-256 keeps the last bytes of its input, and HKDF's input is the
+// data key.
 type hashWiper struct {
 	hashes []hash.Hash
 	array  [8]hash.Hash // of the usual number of hashes: one allocation for all
@@ -45,10 +47,13 @@ func (s *hashWiper) new() hash.Hash {
 	if s.hashes == nil {
 		s.hashes = s.array[:0]
 	}
-	h := sha256.New()
+	h := hashPool.Get().(hash.Hash) //nolint:forcetypeassert // as New makes it
 	s.hashes = append(s.hashes, h)
 	return h
 }
+
+// hashPool has hashes that hold nothing.
+var hashPool = sync.Pool{New: func() any { return sha256.New() }}
 
 // zeros are one byte less than a block: a block would be hashed, and not kept.
 var zeros [sha256.BlockSize - 1]byte
@@ -59,5 +64,8 @@ func (s *hashWiper) wipe() {
 	for _, h := range s.hashes {
 		h.Reset()
 		h.Write(zeros[:])
+		h.Reset()
+		hashPool.Put(h)
 	}
+	s.hashes = nil
 }

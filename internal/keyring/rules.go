@@ -82,6 +82,14 @@ func (k *Keyring) AllowPlaintext(obj Object, client string) bool {
 	return err == nil && r.AllowPlaintext
 }
 
+// MayHavePlaintext reports whether AllowPlaintext can be true for any object
+// of a bucket.
+func (k *Keyring) MayHavePlaintext(bucket string) bool {
+	return slices.ContainsFunc(*k.rules.Load(), func(r Rule) bool {
+		return r.AllowPlaintext && r.matchesBucket(bucket)
+	})
+}
+
 // CheckRules returns the error that SetRules would return.
 func (k *Keyring) CheckRules(rules []Rule) error {
 	for i, r := range rules {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"net"
 	"net/http"
+	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -40,9 +41,22 @@ func (c *call) wipeCustomerKeys() {
 	clear(c.sourceKey)
 }
 
+// hasPrefix reports whether any header has the prefix.
+func hasPrefix(h http.Header, prefix string) bool {
+	for name := range h {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 // takeCustomerKey reads the three headers. It returns nil if none of them is
 // sent.
 func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
+	if !hasPrefix(c.Header, prefix) {
+		return nil, nil
+	}
 	algorithm, text, sum := c.Header.Get(prefix+"Algorithm"), c.Header.Get(prefix+"Key"), c.Header.Get(prefix+"Key-Md5")
 	const must = "Requests specifying Server Side Encryption with Customer provided keys must "
 	switch {

@@ -3,9 +3,6 @@ package s3api
 import (
 	"net/http"
 	"strconv"
-
-	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // maxListing is the largest XML of a listing, in bytes: twice the size of
@@ -25,24 +22,6 @@ func (s *Server) listObjects(c *call) error {
 // and no ETag.
 func (s *Server) listObjectVersions(c *call) error {
 	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Version") })
-}
-
-// plaintextSize converts a size from a listing. A part count in the ETag
-// means that it is a multipart object. A size that no encrypted object can
-// have is returned unchanged.
-func plaintextSize(etag, size string) string {
-	n, err := strconv.ParseInt(size, 10, 64)
-	if err != nil {
-		return size
-	}
-	plain, err := crypt.PlaintextSize(n)
-	if parts, ok := stored.MultipartETag(etag); ok {
-		plain, err = stored.MultipartSize(n, parts)
-	}
-	if err != nil {
-		return size
-	}
-	return strconv.FormatInt(plain, 10)
 }
 
 // listBuckets lists the buckets for which the client has a grant.

@@ -2,6 +2,7 @@ package s3api
 
 import (
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -45,26 +46,22 @@ func newRoutes(table []operation) []route {
 
 // matcher finds the row for a request. It has one router for each kind of
 // path, so that a request for an object is not compared with the many rows
-// for buckets.
+// for buckets, and no row needs to match the path.
 type matcher struct {
 	routers map[string]*mux.Router
 	rows    map[*mux.Route]*route
 }
 
-// newMatcher builds the routers. They match encoded paths and never clean
-// them: "a//b", ".." and %2F are parts of a key.
+// newMatcher builds the routers. The call has found bucket and key already,
+// in path and host: "a//b", ".." and %2F are parts of a key.
 func newMatcher() matcher {
 	m := matcher{routers: make(map[string]*mux.Router), rows: make(map[*mux.Route]*route)}
-	for _, named := range []string{service, bucket, object} {
-		m.routers[named] = mux.NewRouter().SkipClean(true).UseEncodedPath()
-	}
 	for i := range routes {
 		row := &routes[i]
-		router := m.routers[row.path]
-		if router == nil {
-			router = m.routers[bucket]
+		if m.routers[row.path] == nil {
+			m.routers[row.path] = mux.NewRouter()
 		}
-		m.rows[router.MatcherFunc(row.matches).Path(row.path)] = row
+		m.rows[m.routers[row.path].MatcherFunc(row.matches)] = row
 	}
 	return m
 }
@@ -75,19 +72,20 @@ func (m matcher) find(c *call) *route {
 	switch {
 	case c.bucket == "":
 		named = service
+	case c.key == "" && "/"+c.bucket == objectLambda:
+		named = objectLambda
 	case c.key == "":
 		named = bucket
 	}
 	var match mux.RouteMatch
-	if !m.routers[named].Match(c.pathStyle(), &match) {
+	r := &http.Request{Method: c.Method, Header: c.Header, URL: &url.URL{RawQuery: encodeQuery(c.query)}}
+	if !m.routers[named].Match(r, &match) {
 		return nil
 	}
 	return m.rows[match.Route]
 }
 
-// matches reports whether method, query and headers fit the operation. It
-// runs before the path is matched with a regular expression, because it
-// rules out most rows.
+// matches reports whether method, query and headers fit the operation.
 func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
 	if r.Method != row.method {
 		return false

@@ -16,11 +16,6 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// bucketName is the form of the names that buckets can have in stores. Some
-// stores have buckets with "_", capital letters or long names: Google Cloud
-// Storage, Ceph, and old buckets of Amazon S3.
-var bucketName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9_-]$`)
-
 // newBucketName is S3's rule for the names of new buckets. The store checks
 // what else it requires.
 var newBucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
@@ -28,8 +23,22 @@ var newBucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 // validBucket reports whether a bucket can have this name. That includes
 // WriteGetObjectResponse, S3's only path that looks like a bucket but is not
 // one; its row refuses it.
+//
+// Some stores have buckets with "_", capital letters or long names: Google
+// Cloud Storage, Ceph, and old buckets of Amazon S3.
 func validBucket(name string) bool {
-	return bucketName.MatchString(name) && !strings.Contains(name, "..")
+	if len(name) < 3 || len(name) > 255 || strings.Contains(name, "..") {
+		return false
+	}
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case (c == '_' || c == '-') && i > 0, c == '.' && i > 0 && i < len(name)-1:
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 const maxKeyLength = 1024
@@ -103,11 +112,6 @@ func bucketOfHost(host string, domains []string) (string, bool) {
 	return strings.TrimSuffix(host, "."+longest), longest != ""
 }
 
-// pathStyle returns the request with a path-style URL, as the routes expect.
-func (c *call) pathStyle() *http.Request {
-	return &http.Request{Method: c.Method, Header: c.Header, URL: c.objectURL(c.query)}
-}
-
 // objectURL returns the URL of the call's bucket or object. The origin adds
 // scheme and host.
 func (c *call) objectURL(query url.Values) *url.URL { return storeURL(c.resource(), query) }
@@ -121,6 +125,9 @@ func storeURL(path string, query url.Values) *url.URL {
 
 // encodeQuery encodes a query as AWS does: sorted, and a space as %20.
 func encodeQuery(query url.Values) string {
+	if len(query) == 0 {
+		return ""
+	}
 	return strings.ReplaceAll(query.Encode(), "+", "%20")
 }
 

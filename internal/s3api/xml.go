@@ -135,6 +135,9 @@ const maxAnswer = 2 << 20
 // readListing reads a whole listing, or the result of DeleteObjects.
 func readListing(resp *http.Response) ([]byte, error) {
 	var doc bytes.Buffer
+	if n := resp.ContentLength; n > 0 && n <= maxListing {
+		doc.Grow(int(n) + bytes.MinRead) // MinRead: or ReadFrom would grow it once more
+	}
 	if _, err := doc.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
 		return nil, err
 	}
