@@ -92,6 +92,7 @@ type AWSConfig struct {
 // CanonicalID.
 type AWS struct {
 	client  *awskms.Client
+	sts     *sts.Client
 	creds   aws.CredentialsProvider
 	keyARN  string
 	named   string // as configured, for example an alias
@@ -111,6 +112,7 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 // AWSKeys opens keys that share a region, credentials and connections.
 type AWSKeys struct {
 	client  *awskms.Client
+	sts     *sts.Client
 	creds   aws.CredentialsProvider
 	region  string
 	timeout time.Duration
@@ -136,7 +138,9 @@ func NewAWSKeys(ctx context.Context, cfg AWSConfig) (*AWSKeys, error) {
 		}
 	})
 
-	return &AWSKeys{client, sdk.Credentials, region, cmp.Or(max(cfg.Timeout, 0), DefaultAWSTimeout)}, nil
+	return &AWSKeys{
+		client, sts.NewFromConfig(sdk), sdk.Credentials, region, cmp.Or(max(cfg.Timeout, 0), DefaultAWSTimeout),
+	}, nil
 }
 
 // Open returns the key with an id in any form of AWSConfig.KeyID. It calls the
@@ -147,7 +151,7 @@ func (k *AWSKeys) Open(ctx context.Context, id string) (*AWS, error) {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: id, Err: err}
 	}
 
-	a := &AWS{client: k.client, creds: k.creds, keyARN: id, named: id, timeout: k.timeout}
+	a := &AWS{client: k.client, sts: k.sts, creds: k.creds, keyARN: id, named: id, timeout: k.timeout}
 	if isKeyARN {
 		return a, nil
 	}

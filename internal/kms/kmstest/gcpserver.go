@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"cloud.google.com/go/iam/apiv1/iampb"
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/api/option"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -31,8 +32,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// GCPServer is A TEST SERVER, NOT GOOGLE'S. It implements Encrypt and
-// Decrypt of the gRPC service google.cloud.kms.v1.KeyManagementService
+// GCPServer is A TEST SERVER, NOT GOOGLE'S. It implements Encrypt, Decrypt
+// and what describes a key (see gcpdescribe.go) of the gRPC service google.cloud.kms.v1.KeyManagementService
 // (https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1)
 // with real keys and versions, over unencrypted loopback connections
 // without authentication. Errors have Google's codes and details. It is
@@ -40,6 +41,7 @@ import (
 // requests without checksums. It keeps keys in memory, unencrypted.
 type GCPServer struct {
 	kmspb.UnimplementedKeyManagementServiceServer
+	iampb.UnimplementedIAMPolicyServer
 	*troubles
 	impostorSwitch
 	grpc     *grpc.Server
@@ -73,6 +75,7 @@ type GCPDamage struct {
 type gcpKey struct {
 	versions []*gcpVersion // starting with version 1
 	primary  int
+	access   GCPAccess
 }
 
 type gcpVersion struct {
@@ -95,6 +98,7 @@ func StartGCP(t testing.TB) *GCPServer {
 	}
 
 	kmspb.RegisterKeyManagementServiceServer(s.grpc, s)
+	iampb.RegisterIAMPolicyServer(s.grpc, s)
 	s.http = &http.Server{
 		Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols),
 	}
@@ -204,6 +208,8 @@ func (k *gcpKey) rotate() {
 
 var gcpName = regexp.MustCompile(`^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$`)
 
+var gcpPermissionForm = regexp.MustCompile(`^cloudkms\.(cryptoKeys|cryptoKeyVersions)\.[a-zA-Z]+$`)
+
 // misbehave applies the trouble, and checks the client's routing header.
 func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error {
 	s.count(operation)
@@ -216,7 +222,7 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 		tell(token[0])
 	}
 	if routing := md.Get("x-goog-request-params"); len(routing) != 1 ||
-		!strings.HasPrefix(routing[0], "name=projects%2F") {
+		!strings.HasPrefix(routing[0], "name=projects%2F") && !strings.HasPrefix(routing[0], "resource=projects%2F") {
 		return status.Error(codes.InvalidArgument, "no routing header")
 	}
 
