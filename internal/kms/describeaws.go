@@ -61,7 +61,9 @@ func (a *AWS) Describe(ctx context.Context) (d AWSDescription) {
 	}
 
 	d.PolicyErr = a.read(ctx, func(ctx context.Context) error {
-		out, err := a.client.GetKeyPolicy(ctx, &awskms.GetKeyPolicyInput{KeyId: &a.keyARN})
+		out, err := a.client.GetKeyPolicy(ctx, &awskms.GetKeyPolicyInput{
+			KeyId: &a.keyARN, PolicyName: aws.String("default"), // each key has one policy
+		})
 		if err == nil {
 			d.Policy = aws.ToString(out.Policy)
 		}
