@@ -59,6 +59,7 @@ func tenantInitCommand() *cobra.Command {
 		formats = append(formats, provider+": "+strings.Join(tenantkit.Formats(provider), " or "))
 	}
 	c.Flags().StringVar(&order.Format, "format", "", "`FORMAT` (default: the first). "+strings.Join(formats, "; "))
+	c.Flags().BoolVar(&order.WholeBucket, "whole-bucket", false, "all objects in the bucket are the tenant's")
 	c.Flags().BoolVar(&order.BucketKeys, "bucket-keys", false, "aws: objects are written with dek_reuse")
 	c.Flags().BoolVar(&order.Inspect, "inspect", false,
 		"also permit reading who may use the key, which tenant check then proves")

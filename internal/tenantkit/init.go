@@ -41,6 +41,8 @@ type Order struct {
 	Provider string
 	Format   string            // "" for the default of the provider
 	Values   map[string]string // by Value.Name; the default applies if there is none
+	// WholeBucket is for a tenant with a bucket, in which all objects are.
+	WholeBucket bool
 	// BucketKeys is for objects that are written with dek_reuse: their
 	// encryption context has no object key.
 	BucketKeys bool
@@ -70,13 +72,17 @@ func Init(o Order) (*Kit, error) {
 	case i < 0:
 		return nil, fmt.Errorf("--format is %.80q, and must be one of: %s",
 			format, strings.Join(Formats(o.Provider), ", "))
+	case o.WholeBucket && facts["prefix"] != "":
+		return nil, errors.New("--prefix and --whole-bucket exclude each other")
 	case o.BucketKeys && o.Provider != AWS:
 		return nil, errors.New("--bucket-keys is only for aws: the policies of other KMSs do not depend on the object")
 	case o.Inspect && o.Provider == Azure:
 		return nil, errors.New("--inspect is not for azure: the role that the proxy needs can read the key anyway")
 	}
 
-	facts["prefix"] = cmp.Or(facts["prefix"], facts["name"]+"/")
+	if !o.WholeBucket {
+		facts["prefix"] = cmp.Or(facts["prefix"], facts["name"]+"/")
+	}
 	data := map[string]any{
 		"bucket_keys": o.BucketKeys, "inspect": o.Inspect,
 		"check_bucket": kms.CheckBucket, "check_key": kms.CheckContext()["key"],

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -179,6 +180,11 @@ func TestInitRefuses(t *testing.T) {
 			"--account is not for gcp",
 		},
 		{"bucket keys", tenantkit.Order{Provider: "gcp", BucketKeys: true, Values: facts["gcp"]}, "only for aws"},
+		{
+			"prefix of a whole bucket",
+			tenantkit.Order{Provider: "gcp", WholeBucket: true, Values: with("gcp", "prefix", "acme/")},
+			"exclude each other",
+		},
 		{"inspect", tenantkit.Order{Provider: "azure", Inspect: true, Values: facts["azure"]}, "not for azure"},
 		{
 			"the whole account",
@@ -198,6 +204,86 @@ func TestInitRefuses(t *testing.T) {
 	} {
 		if _, err := tenantkit.Init(tc.order); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+	}
+}
+
+func TestWholeBucket(t *testing.T) {
+	server := kmstest.StartTest(t)
+	order := tenantkit.Order{
+		Provider: tenantkit.AWS, Format: "terraform", WholeBucket: true, Values: facts[tenantkit.AWS],
+	}
+	if kit := make1(t, order); strings.Contains(kit.Entry, "prefixes") {
+		t.Error(kit.Entry)
+	}
+
+	key := deploy(t, server, order)
+	for name, tc := range map[string]struct {
+		ec   kms.EncryptionContext
+		want bool
+	}{
+		"any object":     {kms.EncryptionContext{"bucket": "data", "key": "x"}, true},
+		"another bucket": {kms.EncryptionContext{"bucket": "data2", "key": "x"}, false},
+		"no object":      {kms.EncryptionContext{"bucket": "data"}, false},
+	} {
+		dek, _, err := kms.Generate(t.Context(), key, tc.ec)
+		clear(dek)
+		if (err == nil) != tc.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	s := subject(key, "aws-kms")
+	s.Prefix = ""
+	if got := results(tenantkit.Check(t.Context(), s)); got["outside.prefix"] != no || got["outside.bucket"] != ok {
+		t.Error(got)
+	}
+}
+
+var vaultPath = regexp.MustCompile(`(?s)path "([^"]+)" \{\s*capabilities = \["(\w+)"\]\s*\}`)
+
+// The policy of the kit for Vault has the paths that the provider and Check
+// use, which the test server counts, and no others.
+func TestVaultPolicyIsExact(t *testing.T) {
+	for _, format := range tenantkit.Formats(tenantkit.Vault) {
+		server := kmstest.StartVault(t)
+		server.CreateKey("acme", "aes256-gcm96", false)
+		server.AddAppRole("role", "secret", kmstest.VaultToken{
+			NoDefaultPolicy: true, TTL: time.Hour, Renewable: true,
+			Grants: map[string][]string{"sys/capabilities-self": {"update"}, "transit/keys/acme": {"read"}},
+		})
+		key := server.OpenKey(t, "acme", func(c *kms.VaultConfig) {
+			c.Login.AppRole = &kms.VaultAppRole{RoleID: "role", SecretID: "secret"}
+		})
+		tenantkit.Check(t.Context(), subject(key, "vault-transit"))
+		called := []string{"update auth/token/renew-self"} // after two thirds of the lifetime of the token
+		for name := range server.Calls() {
+			switch name {
+			case "encrypt", "decrypt":
+				called = append(called, "update transit/"+name+"/acme")
+			case "keys":
+				called = append(called, "read transit/keys/acme")
+			case "sys/capabilities-self":
+				called = append(called, "update "+name)
+			case "auth/token/lookup-self":
+				called = append(called, "read "+name)
+			case "auth/approle/login": // needs no permission
+			default:
+				t.Errorf("%s was called", name)
+			}
+		}
+
+		var allowed []string
+		kit := make1(t, tenantkit.Order{
+			Provider: tenantkit.Vault, Format: format, Inspect: true, Values: facts[tenantkit.Vault],
+		})
+		for _, m := range vaultPath.FindAllStringSubmatch(kit.Artifact, -1) {
+			allowed = append(allowed, m[2]+" "+m[1])
+		}
+		slices.Sort(called)
+		slices.Sort(allowed)
+		if !slices.Equal(called, allowed) {
+			t.Errorf("%s: the proxy calls %q, the policy allows %q", format, called, allowed)
 		}
 	}
 }
