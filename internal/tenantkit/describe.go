@@ -116,8 +116,8 @@ func (c *checker) gcpPermissions(d kms.GCPDescription) {
 				"and no role on the key ring or the project.")
 		return
 	}
-	c.row(OK, "permissions", title, "Google answered to its own question: of "+
-		fmt.Sprint(len(kms.GCPPermissions()))+" permissions, "+strings.Join(have, ", "), "")
+	c.row(OK, "permissions", title, fmt.Sprintf("Google was asked which of %d permissions it has: %s. None of them "+
+		"changes the key", len(kms.GCPPermissions()), cmp.Or(strings.Join(have, ", "), "none")), "")
 }
 
 func (c *checker) gcpBindings(d kms.GCPDescription) {
@@ -163,6 +163,13 @@ func (c *checker) azure(key *kms.Azure, d kms.AzureDescription) {
 	c.where(NotChecked, "the vault of "+key.KeyID()+"; Azure does not say in which region it is", "")
 }
 
+// azureProtected are the recovery levels of vaults with purge protection
+// (https://learn.microsoft.com/en-us/rest/api/keyvault/keys/get-key/get-key).
+var azureProtected = []string{
+	"Recoverable", "Recoverable+ProtectedSubscription",
+	"CustomizedRecoverable", "CustomizedRecoverable+ProtectedSubscription",
+}
+
 func (c *checker) azureAttributes(d kms.AzureDescription) {
 	state := map[bool]string{true: "enabled", false: "disabled"}[d.Enabled]
 	now := c.Now()
@@ -183,7 +190,7 @@ func (c *checker) azureAttributes(d kms.AzureDescription) {
 		c.row(OK, "export", "Can the key leave Azure", "no: it is not exportable", "")
 	}
 
-	if strings.Contains(d.RecoveryLevel, "Purgeable") || d.RecoveryLevel == "" {
+	if !slices.Contains(azureProtected, d.RecoveryLevel) {
 		c.row(Warn, "deletion", "Time to undo a deletion", fmt.Sprintf("none for who may purge (%s)", d.RecoveryLevel),
 			"Switch on purge protection: az keyvault update --enable-purge-protection true.")
 	} else {
@@ -280,8 +287,8 @@ func (c *checker) vaultCapabilities(paths kms.VaultPaths, d kms.VaultDescription
 			"Use the policy of cmekproxy tenant init vault.")
 		return
 	}
-	c.row(OK, "permissions", title, fmt.Sprintf("Vault answered to its own question: %s, and nothing on %d paths that "+
-		"change or read the key, or change policies", strings.Join(have, ", "), len(paths.Changing)), "")
+	c.row(OK, "permissions", title, fmt.Sprintf("the server was asked: %s, and nothing on %d paths that change or "+
+		"read the key, or change policies", strings.Join(have, ", "), len(paths.Changing)), "")
 }
 
 // tooMuch returns the capabilities that the proxy should not have on a path.
