@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"go.yaml.in/yaml/v4"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
@@ -68,11 +69,11 @@ func TestTenantInit(t *testing.T) {
 // kitKey is a key of the AWS look-alike with the key policy of the kit, and
 // the role with which the proxy uses it. text has the entry for the
 // configuration.
-func kitKey(t *testing.T, a *awsTenants, inspect bool) (arn, text string) {
+func kitKey(t *testing.T, a *awsTenants, inspect, bucketKeys bool) (arn, text string) {
 	t.Helper()
 	t.Setenv("AWS_ENDPOINT_URL_STS", a.URL())
 	kit, err := tenantkit.Init(tenantkit.Order{
-		Provider: tenantkit.AWS, Format: "cloudformation", Inspect: inspect, Values: map[string]string{
+		Provider: tenantkit.AWS, Format: "cloudformation", Inspect: inspect, BucketKeys: bucketKeys, Values: map[string]string{
 			"name": "acme", "bucket": tenantBucket, "account": "111122223333", "region": "us-east-1",
 			"vendor-principal": "arn:aws:iam::111122223333:user/AKIDEXAMPLE", "external-id": "an-external-id",
 		},
@@ -113,16 +114,32 @@ func kitKey(t *testing.T, a *awsTenants, inspect bool) (arn, text string) {
 // The least permissions of the kit are enough for the proxy: it starts without
 // an error, writes, reads and copies objects, and the key owner's check passes.
 func TestProxyOnTheKeyPolicyOfTheKit(t *testing.T) {
+	t.Run("own data keys", func(t *testing.T) { proxyOnTheKit(t, "", false, "16 checks: 0 failed, 0 warnings, 4 not checked") })
+	t.Run("bucket keys", func(t *testing.T) {
+		proxyOnTheKit(t, ", dek_reuse: {max_age: 1h}", true, "15 checks: 0 failed, 0 warnings, 5 not checked")
+	})
+}
+
+func proxyOnTheKit(t *testing.T, reuse string, bucketKeys bool, summary string) {
 	a := newAWSTenants(t)
-	arn, entry := kitKey(t, a, false)
+	arn, entry := kitKey(t, a, false, bucketKeys)
 	p := startTenants(t, entry, `rules: [{buckets: ["*"], key: tenants}]`,
-		`rules: [{buckets: [`+tenantBucket+`], prefixes: [acme/], key: acme}, {buckets: ["*"], key: acme}]`)
+		`rules: [{buckets: [`+tenantBucket+`], prefixes: [acme/], key: acme`+reuse+`}, {buckets: ["*"], key: acme}]`)
 
 	if err := p.put(t.Context(), "acme/cat.jpg", "cat"); err != nil {
 		t.Fatal(err)
 	}
 	if body, err := p.get(t.Context(), "acme/cat.jpg"); err != nil || body != "cat" {
 		t.Errorf("%q, %v", body, err)
+	}
+	_, err := p.CopyObject(t.Context(), &s3.CopyObjectInput{
+		Bucket: new(tenantBucket), Key: new("acme/copy.jpg"), CopySource: new(tenantBucket + "/acme/cat.jpg"),
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if body, err := p.get(t.Context(), "acme/copy.jpg"); err != nil || body != "cat" {
+		t.Errorf("the copy: %q, %v", body, err)
 	}
 	if err := p.put(t.Context(), "beta/cat.jpg", "cat"); codeOf(err) != "AccessDenied" {
 		t.Errorf("outside of the prefix: %v, want AccessDenied by the key policy", err)
@@ -136,7 +153,7 @@ func TestProxyOnTheKeyPolicyOfTheKit(t *testing.T) {
 		t.Errorf("check: %d, %s%s", code, stdout, stderr)
 	}
 	code, stdout, stderr = command(t, "tenant", "check", "acme", "--config", p.config)
-	if code != 0 || !strings.Contains(stdout, "16 checks: 0 failed, 0 warnings, 4 not checked") {
+	if code != 0 || !strings.Contains(stdout, summary) {
 		t.Errorf("%d, %s%s", code, stdout, stderr)
 	}
 }
@@ -157,7 +174,7 @@ encryption: {rules: [%s]}
 
 func TestTenantCheck(t *testing.T) {
 	a := newAWSTenants(t)
-	_, entry := kitKey(t, a, true)
+	_, entry := kitKey(t, a, true, false)
 	path := offlineConfig(t, entry, `{buckets: [data], prefixes: [acme/], key: acme}`)
 	page := filepath.Join(t.TempDir(), "acme.html")
 
