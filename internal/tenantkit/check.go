@@ -49,6 +49,9 @@ const (
 type checker struct {
 	Subject
 	report *Report
+	// For the commands that revoke the key.
+	policy  string // at Vault, that of the proxy
+	keyFile string // of a local key
 }
 
 // Check examines a key. It sends the requests with which the proxy uses the

@@ -413,6 +413,9 @@ func TestCheckVault(t *testing.T) {
 			expect["where"] = no
 			want(t, report, expect)
 			wantCalls(t, server.Calls())
+			if tc.name == "default policy" && report.Revocation.Commands[0] != "vault policy delete app" {
+				t.Error(report.Revocation.Commands)
+			}
 
 			var all bytes.Buffer
 			if err := errors.Join(report.WriteText(&all), report.WritePage(&all)); err != nil {
@@ -436,6 +439,9 @@ func TestCheckLocal(t *testing.T) {
 	}
 	report := tenantkit.Check(t.Context(), subject(key, "local"))
 	want(t, report, used(map[string]tenantkit.Result{"owner": warn, "permissions": ok, "where": ok}))
+	if c := report.Revocation.Commands; len(c) != 1 || !strings.HasSuffix(c[0], path) {
+		t.Error(c)
+	}
 }
 
 // A key that does not work gives one failure, and no more that follow from it.

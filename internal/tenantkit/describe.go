@@ -234,6 +234,9 @@ func (c *checker) vault(paths kms.VaultPaths, d kms.VaultDescription) {
 		c.row(Fail, "policies", title, "root: it may do everything", "Use a role with a policy for this key only.")
 	default:
 		c.row(OK, "policies", title, strings.Join(d.Policies, ", "), "")
+		if own := slices.DeleteFunc(d.Policies, func(p string) bool { return p == "default" }); len(own) == 1 {
+			c.policy = own[0]
+		}
 		c.report.fact("type of the token", d.TokenType)
 	}
 	c.where(NotChecked, cmp.Or(c.Address, "the server")+"; the server does not say where it is", "")
@@ -312,6 +315,7 @@ func (c *checker) local(d kms.LocalDescription) {
 		return
 	}
 
+	c.keyFile = d.Path
 	if open := d.Mode.Perm() & 0o077; open != 0 {
 		c.row(Fail, "permissions", "Who can read the file", fmt.Sprintf("mode %v: others too", d.Mode),
 			"chmod 600 the file.")

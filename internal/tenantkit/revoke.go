@@ -1,6 +1,7 @@
 package tenantkit
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -70,9 +71,10 @@ func (c *checker) commands() (first string, commands []string) {
 		}
 	case *kms.Vault:
 		return "Delete the policy of the proxy first: that works at once. Do not seal the server: " +
-			"this is not a refusal.", []string{"vault policy delete POLICY"}
+			"this is not a refusal.", []string{"vault policy delete " + quote(cmp.Or(c.policy, "POLICY"))}
 	case *kms.Local:
-		return "Whoever runs the proxy has this key.", []string{"cmekproxy keys disable VERSION KEY-FILE"}
+		return "Whoever runs the proxy has this key.",
+			[]string{"cmekproxy keys disable " + quote(cmp.Or(c.keyFile, "FILE"))}
 	default:
 		return "Set CKA_DECRYPT of the key to false, or delete the key in the HSM.", nil
 	}
