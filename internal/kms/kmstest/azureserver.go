@@ -277,6 +277,7 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 		return s.describe(parts[2], trouble)
 	}
 	if r.Method != http.MethodPost || len(parts) != 5 || parts[1] != "keys" || r.URL.Query().Get("api-version") == "" {
+		s.count(r.Method + " " + r.URL.Path)
 		return nil, azureRefuse(http.StatusNotFound, "NotFound", "", "no such operation")
 	}
 

@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"net"
 	"net/http"
+	"path"
 	"regexp"
 	"strconv"
 	"strings"
@@ -93,9 +94,9 @@ func StartGCP(t testing.TB) *GCPServer {
 	}
 
 	s := &GCPServer{
-		troubles: newTroubles(), keys: make(map[string]*gcpKey), grpc: grpc.NewServer(),
-		listener: &droppingListener{Listener: l},
+		troubles: newTroubles(), keys: make(map[string]*gcpKey), listener: &droppingListener{Listener: l},
 	}
+	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.countUnknown))
 
 	kmspb.RegisterKeyManagementServiceServer(s.grpc, s)
 	iampb.RegisterIAMPolicyServer(s.grpc, s)
@@ -120,6 +121,17 @@ func (s *GCPServer) serve(w http.ResponseWriter, r *http.Request) {
 	if !s.impersonate(w) {
 		s.grpc.ServeHTTP(w, r)
 	}
+}
+
+// countUnknown counts requests for operations that the server does not have.
+func (s *GCPServer) countUnknown(
+	ctx context.Context, in any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler,
+) (any, error) {
+	out, err := handle(ctx, in)
+	if status.Code(err) == codes.Unimplemented {
+		s.count(path.Base(info.FullMethod))
+	}
+	return out, err
 }
 
 // Endpoint returns the address of the server.

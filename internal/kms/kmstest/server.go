@@ -108,7 +108,7 @@ func (s *Server) Close() (err error) {
 }
 
 // Calls returns the number of requests for each operation, including failed
-// ones.
+// ones, and those for operations that the server does not have.
 func (s *Server) Calls() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,14 +150,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) serve(r *http.Request) (any, error) {
 	name, ok := strings.CutPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
+	s.mu.Lock()
+	s.callCounts[name]++
+	s.mu.Unlock()
+
 	run := operations[name]
 	if r.Method != http.MethodPost || r.URL.Path != "/" || !ok || run == nil {
 		return nil, refuse("UnknownOperationException", "")
 	}
 
-	s.mu.Lock()
-	s.callCounts[name]++
-	s.mu.Unlock()
 	accessKeyID, err := checkSigned(r, "kms", s.store.region)
 	if err != nil {
 		return nil, err

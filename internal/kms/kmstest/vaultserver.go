@@ -214,6 +214,9 @@ func (s *VaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	if parts := strings.Split(path, "/"); len(parts) == 3 && parts[0] == "transit" {
 		operation = parts[1]
+		if reads := r.Method == http.MethodGet; reads != (operation == "keys") {
+			operation = r.Method + " " + path
+		}
 	}
 
 	s.count(operation)
