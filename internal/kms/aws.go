@@ -156,7 +156,7 @@ func (k *AWSKeys) Open(ctx context.Context, id string) (*AWS, error) {
 		return a, nil
 	}
 
-	key, err := a.describe(ctx, "open", a.named)
+	key, err := a.metadata(ctx, "open", a.named)
 	if err != nil {
 		return nil, err
 	}
@@ -296,7 +296,7 @@ func (a *AWS) checkKey(op string, answered *string) error {
 // Target returns the ARN of the key that AWSConfig.KeyID now refers to. An
 // alias may have moved since NewAWS; this does not affect the Wrapper.
 func (a *AWS) Target(ctx context.Context) (string, error) {
-	key, err := a.describe(ctx, "describe", a.named)
+	key, err := a.metadata(ctx, "describe", a.named)
 	if err != nil {
 		return "", err
 	}
@@ -306,14 +306,14 @@ func (a *AWS) Target(ctx context.Context) (string, error) {
 // Enabled returns nil if the key is enabled according to DescribeKey. It
 // needs no other permission.
 func (a *AWS) Enabled(ctx context.Context) error {
-	key, err := a.describe(ctx, "describe", a.keyARN)
+	key, err := a.metadata(ctx, "describe", a.keyARN)
 	if err != nil || key.KeyState == types.KeyStateEnabled {
 		return err
 	}
 	return &Error{Kind: awsStateKind(key.KeyState), Op: "describe", KeyID: a.keyARN, Reason: string(key.KeyState)}
 }
 
-func (a *AWS) describe(ctx context.Context, op, key string) (*types.KeyMetadata, error) {
+func (a *AWS) metadata(ctx context.Context, op, key string) (*types.KeyMetadata, error) {
 	call, cancel, err := a.begin(ctx, op)
 	if err != nil {
 		return nil, err

@@ -55,7 +55,7 @@ const maxAWSGrants = 1000
 func (a *AWS) Describe(ctx context.Context) (d AWSDescription) {
 	d.Caller, d.CallerErr = a.caller(ctx)
 
-	key, err := a.describe(ctx, "describe", a.keyARN)
+	key, err := a.metadata(ctx, "describe", a.keyARN)
 	if d.KeyErr = err; err == nil {
 		d.setKey(key)
 	}

@@ -123,14 +123,14 @@ func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
-// CheckBucket is the bucket in the encryption context of RoundTrip, which
+// TrialBucket is the bucket in the encryption context of RoundTrip, which
 // concerns no object. A KMS policy that allows only some encryption contexts
-// must allow CheckContext too.
-const CheckBucket = "cmekproxy-check"
+// must allow TrialContext too.
+const TrialBucket = "cmekproxy-check"
 
-// CheckContext returns the encryption context of RoundTrip.
-func CheckContext() EncryptionContext {
-	return EncryptionContext{"bucket": CheckBucket, "key": "object"}
+// TrialContext returns the encryption context of RoundTrip.
+func TrialContext() EncryptionContext {
+	return EncryptionContext{"bucket": TrialBucket, "key": "object"}
 }
 
 // RoundTrip generates a DEK, unwraps it, and checks that it does not unwrap
@@ -141,7 +141,7 @@ func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionCon
 		return &Error{Kind: Internal, Op: "round trip", KeyID: w.KeyID(), Err: errors.New(text)}
 	}
 
-	ec = CheckContext()
+	ec = TrialContext()
 	dek, wrapped, err := Generate(ctx, w, ec)
 	if err != nil {
 		return nil, nil, err
@@ -158,7 +158,7 @@ func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionCon
 		return nil, nil, fault("the KMS unwrapped a different data key than it had wrapped")
 	}
 
-	other, err := Unwrap(ctx, w, wrapped, EncryptionContext{"bucket": CheckBucket, "key": "another object"})
+	other, err := Unwrap(ctx, w, wrapped, EncryptionContext{"bucket": TrialBucket, "key": "another object"})
 	clear(other)
 
 	if err == nil {

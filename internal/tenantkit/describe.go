@@ -309,7 +309,8 @@ func tooMuch(paths kms.VaultPaths, path string, may []string) (more []string) {
 }
 
 func (c *checker) local(d kms.LocalDescription) {
-	c.row(Warn, "owner", "Who has the key", "whoever runs the proxy: it is in a file", "Use a KMS of the key's owner.")
+	c.row(Warn, "owner", "Who has the key", "the vendor, who runs the proxy: it is in a file",
+		"Use a KMS of the key's owner.")
 	if d.Err != nil {
 		c.unread("state", "State of the key", d.Err)
 		return

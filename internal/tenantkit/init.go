@@ -20,8 +20,8 @@ var templateFiles embed.FS
 var templates = template.Must(
 	template.New("").Option("missingkey=error").ParseFS(templateFiles, "templates/*"))
 
-// formats are the files of each provider, the default first.
-var formats = map[string][]struct{ name, file string }{
+// formatFiles are the files of each provider, the default first.
+var formatFiles = map[string][]struct{ name, file string }{
 	AWS:   {{"cloudformation", "aws.cloudformation.yaml"}, {"terraform", "aws.terraform.tf"}},
 	GCP:   {{"gcloud", "gcp.gcloud.sh"}, {"terraform", "gcp.terraform.tf"}},
 	Azure: {{"az", "azure.az.sh"}, {"terraform", "azure.terraform.tf"}},
@@ -30,7 +30,7 @@ var formats = map[string][]struct{ name, file string }{
 
 // Formats returns the formats of a provider, the default first.
 func Formats(provider string) (names []string) {
-	for _, f := range formats[provider] {
+	for _, f := range formatFiles[provider] {
 		names = append(names, f.name)
 	}
 	return names
@@ -60,12 +60,12 @@ type Kit struct {
 
 // Init makes a kit.
 func Init(o Order) (*Kit, error) {
-	facts, err := check(o.Provider, o.Values)
+	facts, err := complete(o.Provider, o.Values)
 	if err != nil {
 		return nil, err
 	}
 
-	list := formats[o.Provider]
+	list := formatFiles[o.Provider]
 	format := cmp.Or(o.Format, list[0].name)
 	i := slices.IndexFunc(list, func(f struct{ name, file string }) bool { return f.name == format })
 	switch {
@@ -85,7 +85,7 @@ func Init(o Order) (*Kit, error) {
 	}
 	data := map[string]any{
 		"bucket_keys": o.BucketKeys, "inspect": o.Inspect,
-		"check_bucket": kms.CheckBucket, "check_key": kms.CheckContext()["key"],
+		"check_bucket": kms.TrialBucket, "check_key": kms.TrialContext()["key"],
 	}
 	switch o.Provider {
 	case AWS:

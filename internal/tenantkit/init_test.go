@@ -505,8 +505,8 @@ func TestAWSPolicyRefuses(t *testing.T) {
 		{"nothing", nil, false, false},
 		{"one more name", kms.EncryptionContext{"bucket": "data", "key": "acme/x", "a": "b"}, false, false},
 		{"another case", kms.EncryptionContext{"Bucket": "data", "Key": "acme/x"}, false, false},
-		{"the trial", kms.CheckContext(), true, true},
-		{"another object of the trial", kms.EncryptionContext{"bucket": kms.CheckBucket, "key": "x"}, false, false},
+		{"the trial", kms.TrialContext(), true, true},
+		{"another object of the trial", kms.EncryptionContext{"bucket": kms.TrialBucket, "key": "x"}, false, false},
 	} {
 		for _, policy := range []struct {
 			name string

@@ -73,7 +73,7 @@ func (c *checker) commands() (first string, commands []string) {
 		return "Delete the policy of the proxy first: that works at once. Do not seal the server: " +
 			"this is not a refusal.", []string{"vault policy delete " + quote(cmp.Or(c.policy, "POLICY"))}
 	case *kms.Local:
-		return "Whoever runs the proxy has this key.",
+		return "The vendor, who runs the proxy, has this key.",
 			[]string{"cmekproxy keys disable " + quote(cmp.Or(c.keyFile, "FILE"))}
 	default:
 		return "Set CKA_DECRYPT of the key to false, or delete the key in the HSM.", nil

@@ -41,7 +41,7 @@ func form(text string) *regexp.Regexp { return regexp.MustCompile(`\A(?:` + text
 
 const uuid = `[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`
 
-var values = []Value{
+var knownValues = []Value{
 	{
 		Name: "name", Usage: "`NAME` of the tenant, and of its key",
 		form: form(`[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?`),
@@ -131,22 +131,22 @@ var values = []Value{
 }
 
 // Values returns the facts that Init needs.
-func Values() []Value { return slices.Clone(values) }
+func Values() []Value { return slices.Clone(knownValues) }
 
 // errUnknownProvider is returned by Init and Formats.
 var errUnknownProvider = errors.New("there is no kit for this provider: use " + strings.Join(Providers(), ", "))
 
-// check returns all values of a provider, with defaults, or an error for each
+// complete returns all values of a provider, with defaults, or an error for each
 // that is missing, invalid, or for another provider.
-func check(provider string, given map[string]string) (map[string]string, error) {
+func complete(provider string, given map[string]string) (map[string]string, error) {
 	if !slices.Contains(Providers(), provider) {
 		return nil, errUnknownProvider
 	}
 
 	out := make(map[string]string)
 	var problems []error
-	for i := range values {
-		v := &values[i]
+	for i := range knownValues {
+		v := &knownValues[i]
 		text := given[v.Name]
 		switch {
 		case !v.For(provider):

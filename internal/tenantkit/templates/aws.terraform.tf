@@ -1,6 +1,6 @@
 # A KMS key for the tenant {{.name}} of cmekproxy, and a role with which the vendor may use it.
-# You apply this in YOUR account {{.account}}, in the region {{.region}}. The key stays yours:
-# whoever administers your account administers it, and can disable it at any time.
+# You apply this in YOUR account {{.account}}, in the region {{.region}}. The key
+# stays yours: your administrators administer it, and can disable it at any time.
 
 terraform {
   required_providers {

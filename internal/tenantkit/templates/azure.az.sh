@@ -1,7 +1,7 @@
 #!/bin/sh
 # A Key Vault key for the tenant {{.name}} of cmekproxy, which the vendor may use.
-# You apply this in YOUR Microsoft Entra tenant {{.azure_tenant}}. The key stays yours: whoever
-# administers your vault administers it, and can disable the key at any time.
+# You apply this in YOUR Microsoft Entra tenant {{.azure_tenant}}. The key
+# stays yours: your administrators administer it, and can disable it at any time.
 set -eu
 
 tenant='{{.azure_tenant}}'

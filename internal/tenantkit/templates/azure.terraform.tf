@@ -1,7 +1,7 @@
 # A Key Vault key for the tenant {{.name}} of cmekproxy, which the vendor may use.
-# You apply this in YOUR Microsoft Entra tenant {{.azure_tenant}}. The key stays yours: whoever
-# administers your vault administers it, and can disable the key at any time. The subscription is
-# that of ARM_SUBSCRIPTION_ID, and you need the role Key Vault Crypto Officer to make the key.
+# You apply this in YOUR Microsoft Entra tenant {{.azure_tenant}}. The key
+# stays yours: your administrators administer it, and can disable it at any time. The subscription
+# is that of ARM_SUBSCRIPTION_ID, and you need the role Key Vault Crypto Officer to make the key.
 
 terraform {
   required_providers {

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A Cloud KMS key for the tenant {{.name}} of cmekproxy, which the vendor may use.
-# You apply this in YOUR project {{.project}}. The key stays yours: whoever administers your
-# project administers it, and can take the role away or disable the key at any time.
+# You apply this in YOUR project {{.project}}. The key stays yours: your
+# administrators administer it, and can take the role away or disable the key at any time.
 set -eu
 
 project='{{.project}}'

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A transit key for the tenant {{.name}} of cmekproxy, which the vendor may use.
-# You apply this on YOUR server. The key stays yours: whoever administers the server administers
-# it, and can delete the policy or the key at any time. It works with Vault and, as bao, OpenBao.
+# You apply this on YOUR server. The key stays yours: your administrators administer it,
+# and can delete the policy or the key at any time. For OpenBao, put bao in place of vault.
 set -eu
 
 export VAULT_ADDR='{{.address}}'

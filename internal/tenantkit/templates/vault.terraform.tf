@@ -1,7 +1,7 @@
 # A transit key for the tenant {{.name}} of cmekproxy, which the vendor may use.
-# You apply this on YOUR server. The key stays yours: whoever administers the server administers
-# it, and can delete the policy or the key at any time. It works with Vault and OpenBao. The
-# token is that of VAULT_TOKEN.
+# You apply this on YOUR server. The key stays yours: your administrators administer it,
+# and can delete the policy or the key at any time. It works with Vault and OpenBao. The token is
+# that of VAULT_TOKEN.
 
 terraform {
   required_providers {
