@@ -38,6 +38,7 @@
 //	kmsprocess_test.go    the customer who revokes the key, and network
 //	                      failures
 //	kmserrors_test.go     how clients react to errors of the KMS
+//	kit_test.go           what tenant init prints, given to the tools that read it
 //	tools_test.go         programs that build on S3
 //	backups_test.go       restic, duplicity and litestream
 //	databases_test.go     pgBackRest, Barman and vmbackup, with databases

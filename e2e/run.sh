@@ -92,6 +92,7 @@ barman-cloud     /usr/lib/postgresql/*/bin/initdb  postgresql
 docker-registry  docker-registry           docker-registry
 docker-registry  skopeo                    skopeo
 aptly            aptly                     aptly
+tenant-kit       shellcheck                shellcheck
 "
 
 install_packages() {

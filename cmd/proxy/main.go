@@ -84,6 +84,7 @@ func newRoot() *cobra.Command {
 		cleanerCommand(),
 		keysCommand(),
 		recoveryCommand(),
+		tenantCommand(),
 		decryptCommand(),
 		inventoryCommand(),
 		rewrapCommand(),

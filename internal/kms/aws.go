@@ -92,6 +92,7 @@ type AWSConfig struct {
 // CanonicalID.
 type AWS struct {
 	client  *awskms.Client
+	sts     *sts.Client
 	creds   aws.CredentialsProvider
 	keyARN  string
 	named   string // as configured, for example an alias
@@ -111,6 +112,7 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 // AWSKeys opens keys that share a region, credentials and connections.
 type AWSKeys struct {
 	client  *awskms.Client
+	sts     *sts.Client
 	creds   aws.CredentialsProvider
 	region  string
 	timeout time.Duration
@@ -136,7 +138,9 @@ func NewAWSKeys(ctx context.Context, cfg AWSConfig) (*AWSKeys, error) {
 		}
 	})
 
-	return &AWSKeys{client, sdk.Credentials, region, cmp.Or(max(cfg.Timeout, 0), DefaultAWSTimeout)}, nil
+	return &AWSKeys{
+		client, sts.NewFromConfig(sdk), sdk.Credentials, region, cmp.Or(max(cfg.Timeout, 0), DefaultAWSTimeout),
+	}, nil
 }
 
 // Open returns the key with an id in any form of AWSConfig.KeyID. It calls the
@@ -147,12 +151,12 @@ func (k *AWSKeys) Open(ctx context.Context, id string) (*AWS, error) {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: id, Err: err}
 	}
 
-	a := &AWS{client: k.client, creds: k.creds, keyARN: id, named: id, timeout: k.timeout}
+	a := &AWS{client: k.client, sts: k.sts, creds: k.creds, keyARN: id, named: id, timeout: k.timeout}
 	if isKeyARN {
 		return a, nil
 	}
 
-	key, err := a.describe(ctx, "open", a.named)
+	key, err := a.metadata(ctx, "open", a.named)
 	if err != nil {
 		return nil, err
 	}
@@ -292,7 +296,7 @@ func (a *AWS) checkKey(op string, answered *string) error {
 // Target returns the ARN of the key that AWSConfig.KeyID now refers to. An
 // alias may have moved since NewAWS; this does not affect the Wrapper.
 func (a *AWS) Target(ctx context.Context) (string, error) {
-	key, err := a.describe(ctx, "describe", a.named)
+	key, err := a.metadata(ctx, "describe", a.named)
 	if err != nil {
 		return "", err
 	}
@@ -302,14 +306,14 @@ func (a *AWS) Target(ctx context.Context) (string, error) {
 // Enabled returns nil if the key is enabled according to DescribeKey. It
 // needs no other permission.
 func (a *AWS) Enabled(ctx context.Context) error {
-	key, err := a.describe(ctx, "describe", a.keyARN)
+	key, err := a.metadata(ctx, "describe", a.keyARN)
 	if err != nil || key.KeyState == types.KeyStateEnabled {
 		return err
 	}
 	return &Error{Kind: awsStateKind(key.KeyState), Op: "describe", KeyID: a.keyARN, Reason: string(key.KeyState)}
 }
 
-func (a *AWS) describe(ctx context.Context, op, key string) (*types.KeyMetadata, error) {
+func (a *AWS) metadata(ctx context.Context, op, key string) (*types.KeyMetadata, error) {
 	call, cancel, err := a.begin(ctx, op)
 	if err != nil {
 		return nil, err

@@ -237,7 +237,7 @@ func (a *AWS) stateKind(ctx context.Context) Kind {
 	call, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 
-	key, err := a.describe(call, "describe", a.keyARN)
+	key, err := a.metadata(call, "describe", a.keyARN)
 	switch {
 	case IsUnreachable(err), IsThrottled(err):
 		return Unreachable

@@ -25,6 +25,7 @@
 //	loginfile.go      reloading files with credentials
 //	connections.go    closing dead connections
 //	authorities.go    certificate authorities for a KMS
+//	describe*.go      what a KMS says about a key, without changing it
 //	keyid.go          comparing key ids
 //	version.go        which version of a key has wrapped a blob
 //	context.go        encoding the encryption context
@@ -122,6 +123,16 @@ func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
+// TrialBucket is the bucket in the encryption context of RoundTrip, which
+// concerns no object. A KMS policy that allows only some encryption contexts
+// must allow TrialContext too.
+const TrialBucket = "cmekproxy-check"
+
+// TrialContext returns the encryption context of RoundTrip.
+func TrialContext() EncryptionContext {
+	return EncryptionContext{"bucket": TrialBucket, "key": "object"}
+}
+
 // RoundTrip generates a DEK, unwraps it, and checks that it does not unwrap
 // with another context. It returns the wrapped DEK and its context. The
 // plaintext DEK is wiped.
@@ -130,7 +141,7 @@ func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionCon
 		return &Error{Kind: Internal, Op: "round trip", KeyID: w.KeyID(), Err: errors.New(text)}
 	}
 
-	ec = EncryptionContext{"bucket": "cmekproxy-check", "key": "object"}
+	ec = TrialContext()
 	dek, wrapped, err := Generate(ctx, w, ec)
 	if err != nil {
 		return nil, nil, err
@@ -147,7 +158,7 @@ func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionCon
 		return nil, nil, fault("the KMS unwrapped a different data key than it had wrapped")
 	}
 
-	other, err := Unwrap(ctx, w, wrapped, EncryptionContext{"bucket": "cmekproxy-check", "key": "another object"})
+	other, err := Unwrap(ctx, w, wrapped, EncryptionContext{"bucket": TrialBucket, "key": "another object"})
 	clear(other)
 
 	if err == nil {

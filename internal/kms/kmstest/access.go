@@ -2,17 +2,23 @@ package kmstest
 
 import "slices"
 
-// user returns the ARN of the user with an access key. There are no roles,
-// so a temporary access key belongs to a user too.
+// user returns the ARN of the user with an access key, or of the role for a
+// key from AssumeRole.
 func (s *store) user(accessKeyID string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if role, ok := s.sessions[accessKeyID]; ok {
+		return s.roleARN(role)
+	}
 	return "arn:aws:iam::" + s.account + ":user/" + accessKeyID
 }
 
 // authorize evaluates the policy of a key and then its grants. Grants can
 // allow what the policy does not allow, but not what it denies
 // (https://docs.aws.amazon.com/kms/latest/developerguide/policy-evaluation.html).
-// Only the operations that a proxy calls are authorized. Operations that
-// change a key are for the test itself, which must not lock itself out.
+// Only the operations that a proxy calls, and those that describe a key, are
+// authorized. Operations that change a key are for the test itself, which must not lock itself out.
 func (s *store) authorize(k *key, a access) error {
 	const refusal = "User: %s is not authorized to perform: %s on resource: %s "
 	switch k.rules.decide(a) {
@@ -92,8 +98,11 @@ func (s *store) putKeyPolicy(in policyIn) (any, error) {
 	return nil, s.save()
 }
 
-func (s *store) getKeyPolicy(in getPolicyIn) (any, error) {
+func (s *store) getKeyPolicy(caller string, in getPolicyIn) (any, error) {
 	k, err := s.findPolicy(in.KeyID, in.PolicyName)
+	if err == nil {
+		err = s.authorize(k, access{caller, "kms:GetKeyPolicy", nil})
+	}
 	if err != nil {
 		return nil, err
 	}

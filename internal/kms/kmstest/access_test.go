@@ -315,12 +315,14 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 		"no resource":            swap(`,"Resource":"*"`, ""),
 		"another resource":       swap(`"Resource":"*"`, `"Resource":"`+arn+`"`),
 		"unknown operator":       condition(`{"StringNotLike":{"kms:EncryptionContext:a":"b"}}`),
-		"operator if exists":     condition(`{"StringEqualsIfExists":{"kms:EncryptionContext:a":"b"}}`),
+		"operator if exists":     condition(`{"ArnEqualsIfExists":{"kms:EncryptionContext:a":"b"}}`),
 		"unknown condition key":  condition(`{"StringEquals":{"kms:ViaService":"b"}}`),
 		"condition key, no name": condition(`{"StringEquals":{"kms:EncryptionContext:":"b"}}`),
 		"condition, no key":      condition(`{"StringEquals":{}}`),
 		"condition, no value":    condition(`{"StringEquals":{"kms:EncryptionContext:a":[]}}`),
 		"condition of null":      condition(`{"StringEquals":{"kms:EncryptionContext:a":null}}`),
+		"names, one value":       condition(`{"StringEquals":{"kms:EncryptionContextKeys":"b"}}`),
+		"value, several":         condition(`{"ForAllValues:StringEquals":{"kms:EncryptionContext:a":"b"}}`),
 		"policy variable":        condition(`{"StringEquals":{"kms:EncryptionContext:a":"${aws:username}"}}`),
 	} {
 		err := admin.putPolicy(document)
@@ -332,6 +334,11 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 	want(t, "too long", admin.putPolicy(good+strings.Repeat(" ", 32<<10)), "LimitExceededException")
 	_, err = admin.CreateKey(t.Context(), &awskms.CreateKeyInput{Policy: aws.String("x")})
 	want(t, "CreateKey", err, "MalformedPolicyDocumentException")
+	_, err = admin.GetKeyPolicy(t.Context(), &awskms.GetKeyPolicyInput{KeyId: &arn})
+	want(t, "reading a policy that does not allow it", err, denied)
+	good += " "
+	good = strings.Replace(good, `"Statement":[`, `"Statement":[{"Effect":"Allow","Principal":"*","Action":"kms:Get*","Resource":"*"},`, 1)
+	must(t, admin.putPolicy(good))
 	out, err := admin.GetKeyPolicy(t.Context(), &awskms.GetKeyPolicyInput{KeyId: &arn})
 	must(t, err)
 

@@ -17,6 +17,7 @@ type azureKey struct {
 	kind     string
 	versions []*azureVersion // the last one is current
 	deleted  bool
+	about    AzureAttributes
 }
 
 // azureVersion is a version of a key: an RSA key, or a symmetric key of a

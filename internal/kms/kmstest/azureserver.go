@@ -24,8 +24,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// AzureServer is A TEST SERVER, NOT MICROSOFT'S. It implements wrapKey and
-// unwrapKey of Azure Key Vault and Managed HSM
+// AzureServer is A TEST SERVER, NOT MICROSOFT'S. It implements wrapKey,
+// unwrapKey and GetKey of Azure Key Vault and Managed HSM
 // (https://learn.microsoft.com/en-us/rest/api/keyvault/keys/operation-groups)
 // with real keys and versions, over TLS on loopback, and with Key Vault's
 // challenge. Errors have Azure's statuses and bodies. It is stricter than
@@ -273,7 +273,11 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	if len(parts) == 4 {
 		parts = slices.Insert(parts, 3, "") // the current version
 	}
+	if r.Method == http.MethodGet && len(parts) == 5 && parts[1] == "keys" && parts[4] == "" {
+		return s.describe(parts[2], trouble)
+	}
 	if r.Method != http.MethodPost || len(parts) != 5 || parts[1] != "keys" || r.URL.Query().Get("api-version") == "" {
+		s.count(r.Method + " " + r.URL.Path)
 		return nil, azureRefuse(http.StatusNotFound, "NotFound", "", "no such operation")
 	}
 

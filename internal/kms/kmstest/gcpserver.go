@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"net"
 	"net/http"
+	"path"
 	"regexp"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"cloud.google.com/go/iam/apiv1/iampb"
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/api/option"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -31,8 +33,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// GCPServer is A TEST SERVER, NOT GOOGLE'S. It implements Encrypt and
-// Decrypt of the gRPC service google.cloud.kms.v1.KeyManagementService
+// GCPServer is A TEST SERVER, NOT GOOGLE'S. It implements Encrypt, Decrypt
+// and what describes a key (see gcpdescribe.go) of the gRPC service google.cloud.kms.v1.KeyManagementService
 // (https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1)
 // with real keys and versions, over unencrypted loopback connections
 // without authentication. Errors have Google's codes and details. It is
@@ -40,6 +42,7 @@ import (
 // requests without checksums. It keeps keys in memory, unencrypted.
 type GCPServer struct {
 	kmspb.UnimplementedKeyManagementServiceServer
+	iampb.UnimplementedIAMPolicyServer
 	*troubles
 	impostorSwitch
 	grpc     *grpc.Server
@@ -73,6 +76,7 @@ type GCPDamage struct {
 type gcpKey struct {
 	versions []*gcpVersion // starting with version 1
 	primary  int
+	access   GCPAccess
 }
 
 type gcpVersion struct {
@@ -90,11 +94,12 @@ func StartGCP(t testing.TB) *GCPServer {
 	}
 
 	s := &GCPServer{
-		troubles: newTroubles(), keys: make(map[string]*gcpKey), grpc: grpc.NewServer(),
-		listener: &droppingListener{Listener: l},
+		troubles: newTroubles(), keys: make(map[string]*gcpKey), listener: &droppingListener{Listener: l},
 	}
+	s.grpc = grpc.NewServer(grpc.UnaryInterceptor(s.countUnknown))
 
 	kmspb.RegisterKeyManagementServiceServer(s.grpc, s)
+	iampb.RegisterIAMPolicyServer(s.grpc, s)
 	s.http = &http.Server{
 		Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols),
 	}
@@ -116,6 +121,17 @@ func (s *GCPServer) serve(w http.ResponseWriter, r *http.Request) {
 	if !s.impersonate(w) {
 		s.grpc.ServeHTTP(w, r)
 	}
+}
+
+// countUnknown counts requests for operations that the server does not have.
+func (s *GCPServer) countUnknown(
+	ctx context.Context, in any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler,
+) (any, error) {
+	out, err := handle(ctx, in)
+	if status.Code(err) == codes.Unimplemented {
+		s.count(path.Base(info.FullMethod))
+	}
+	return out, err
 }
 
 // Endpoint returns the address of the server.
@@ -204,6 +220,8 @@ func (k *gcpKey) rotate() {
 
 var gcpName = regexp.MustCompile(`^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$`)
 
+var gcpPermissionForm = regexp.MustCompile(`^cloudkms\.(cryptoKeys|cryptoKeyVersions)\.[a-zA-Z]+$`)
+
 // misbehave applies the trouble, and checks the client's routing header.
 func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error {
 	s.count(operation)
@@ -216,7 +234,7 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 		tell(token[0])
 	}
 	if routing := md.Get("x-goog-request-params"); len(routing) != 1 ||
-		!strings.HasPrefix(routing[0], "name=projects%2F") {
+		!strings.HasPrefix(routing[0], "name=projects%2F") && !strings.HasPrefix(routing[0], "resource=projects%2F") {
 		return status.Error(codes.InvalidArgument, "no routing header")
 	}
 

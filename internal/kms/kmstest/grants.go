@@ -81,6 +81,8 @@ type (
 		KeyID            string `json:"KeyId"`
 		GrantID          string `json:"GrantId"`
 		GranteePrincipal string
+		Marker           string
+		Limit            int
 	}
 	grantIn struct {
 		KeyID   string `json:"KeyId"`
@@ -169,8 +171,11 @@ func (g *Grant) clone() Grant {
 }
 
 // listGrants returns all grants in one page, because test keys have few.
-func (s *store) listGrants(in listGrantsIn) (any, error) {
+func (s *store) listGrants(caller string, in listGrantsIn) (any, error) {
 	k, err := s.findNoAlias(in.KeyID)
+	if err == nil {
+		err = s.authorize(k, access{caller, "kms:ListGrants", nil})
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -40,6 +40,9 @@ func (s *Server) CreateMultiRegionKey() (arn string, err error) {
 func (s *Server) Replicate(key string, to *Server) (arn string, err error) {
 	s.store.mu.Lock()
 	k, err := s.store.findNoAlias(key)
+	if err == nil {
+		k.Replicas = append(k.Replicas, to.store.region)
+	}
 	s.store.mu.Unlock()
 
 	switch {
@@ -59,6 +62,7 @@ func (s *Server) Replicate(key string, to *Server) (arn string, err error) {
 
 	delete(to.store.Keys, replica.ID)
 	replica.ID, replica.Material = k.ID, slices.Clone(k.Material)
+	replica.Primary, replica.Replicas = s.store.region, slices.Clone(k.Replicas)
 	to.store.Keys[replica.ID] = replica
 	return to.store.arn(replica), to.store.save()
 }
@@ -69,6 +73,9 @@ func (s *Server) DisableKey(key string) error { return s.do((*store).disableKey,
 
 // EnableKey implements the AWS operation of that name.
 func (s *Server) EnableKey(key string) error { return s.do((*store).enableKey, key) }
+
+// EnableKeyRotation implements the AWS operation of that name.
+func (s *Server) EnableKeyRotation(key string) error { return s.do((*store).enableKeyRotation, key) }
 
 // CancelKeyDeletion implements the AWS operation of that name. The key is
 // then disabled.

@@ -1,6 +1,7 @@
 package kmstest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io"
@@ -17,24 +18,26 @@ type operation func(s *store, caller string, body *json.Decoder) (any, error)
 // UnknownOperationException. Those with opAs need permission by key policy
 // or grant; those with op do not, see (*store).authorize.
 var operations = map[string]operation{
-	"DescribeKey":         opAs((*store).describeKey),
-	"GenerateDataKey":     opAs((*store).generateDataKey),
-	"Encrypt":             opAs((*store).encrypt),
-	"Decrypt":             opAs((*store).decrypt),
-	"ReEncrypt":           opAs((*store).reEncrypt),
-	"CreateKey":           op((*store).createKey),
-	"CreateAlias":         op((*store).createAlias),
-	"UpdateAlias":         op((*store).updateAlias),
-	"EnableKey":           op((*store).enableKey),
-	"DisableKey":          op((*store).disableKey),
-	"ScheduleKeyDeletion": op((*store).scheduleKeyDeletion),
-	"CancelKeyDeletion":   op((*store).cancelKeyDeletion),
-	"PutKeyPolicy":        op((*store).putKeyPolicy),
-	"GetKeyPolicy":        op((*store).getKeyPolicy),
-	"CreateGrant":         op((*store).createGrant),
-	"ListGrants":          op((*store).listGrants),
-	"RevokeGrant":         op((*store).revokeGrant),
-	"RetireGrant":         op((*store).retireGrant),
+	"DescribeKey":          opAs((*store).describeKey),
+	"GetKeyRotationStatus": opAs((*store).getKeyRotationStatus),
+	"EnableKeyRotation":    op((*store).enableKeyRotation),
+	"GenerateDataKey":      opAs((*store).generateDataKey),
+	"Encrypt":              opAs((*store).encrypt),
+	"Decrypt":              opAs((*store).decrypt),
+	"ReEncrypt":            opAs((*store).reEncrypt),
+	"CreateKey":            op((*store).createKey),
+	"CreateAlias":          op((*store).createAlias),
+	"UpdateAlias":          op((*store).updateAlias),
+	"EnableKey":            op((*store).enableKey),
+	"DisableKey":           op((*store).disableKey),
+	"ScheduleKeyDeletion":  op((*store).scheduleKeyDeletion),
+	"CancelKeyDeletion":    op((*store).cancelKeyDeletion),
+	"PutKeyPolicy":         op((*store).putKeyPolicy),
+	"GetKeyPolicy":         opAs((*store).getKeyPolicy),
+	"CreateGrant":          op((*store).createGrant),
+	"ListGrants":           opAs((*store).listGrants),
+	"RevokeGrant":          op((*store).revokeGrant),
+	"RetireGrant":          op((*store).retireGrant),
 }
 
 func op[In any](run func(*store, In) (any, error)) operation {
@@ -132,6 +135,11 @@ func (s *store) createKey(in createKeyIn) (any, error) {
 		return nil, err
 	}
 
+	k.Description = in.Description
+	if err := s.save(); err != nil {
+		return nil, err
+	}
+
 	return object{"KeyMetadata": s.metadata(k)}, nil
 }
 
@@ -152,13 +160,60 @@ func (s *store) metadata(k *key) object {
 		"Enabled":  k.State == stateEnabled,
 		"KeyUsage": "ENCRYPT_DECRYPT", "KeySpec": algorithm, "KeyManager": "CUSTOMER", "Origin": "AWS_KMS",
 		"EncryptionAlgorithms": []string{algorithm}, "CreationDate": k.Created.Unix(),
-		"MultiRegion": strings.HasPrefix(k.ID, multiRegion),
+		"MultiRegion": strings.HasPrefix(k.ID, multiRegion), "Description": k.Description,
+	}
+
+	if strings.HasPrefix(k.ID, multiRegion) {
+		m["MultiRegionConfiguration"] = s.regions(k)
 	}
 
 	if k.State == statePendingDeletion {
 		m["DeletionDate"] = k.Deletion.Unix()
 	}
 	return m
+}
+
+// regions returns the MultiRegionConfiguration of a multi-Region key.
+func (s *store) regions(k *key) object {
+	in := func(region string) object {
+		return object{"Arn": "arn:aws:kms:" + region + ":" + s.account + ":key/" + k.ID, "Region": region}
+	}
+
+	kind, replicas := "REPLICA", []object{}
+	if k.Primary == "" {
+		kind = "PRIMARY"
+	}
+	for _, region := range k.Replicas {
+		replicas = append(replicas, in(region))
+	}
+	return object{
+		"MultiRegionKeyType": kind, "PrimaryKey": in(cmp.Or(k.Primary, s.region)), "ReplicaKeys": replicas,
+	}
+}
+
+func (s *store) getKeyRotationStatus(caller string, in keyIn) (any, error) {
+	k, err := s.findNoAlias(in.KeyID)
+	if err == nil {
+		err = s.authorize(k, access{caller, "kms:GetKeyRotationStatus", nil})
+	}
+	if err != nil {
+		return nil, err
+	}
+
+	out := object{"KeyId": s.arn(k), "KeyRotationEnabled": k.Rotation}
+	if k.Rotation {
+		out["RotationPeriodInDays"] = 365
+	}
+	return out, nil
+}
+
+func (s *store) enableKeyRotation(in keyIn) (any, error) {
+	k, err := s.findNoAlias(in.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	k.Rotation = true
+	return nil, s.save()
 }
 
 var aliasForm = regexp.MustCompile(`^alias/[a-zA-Z0-9/_-]{1,250}$`)

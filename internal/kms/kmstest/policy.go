@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -70,7 +71,7 @@ func (s *statement) speaksOf(a access) bool {
 
 	for operator, keys := range s.Condition {
 		for key, values := range keys {
-			if !holds(operator, values, contextValues(key, a.context)) {
+			if !holds(operator, values, requestValues(key, a.context)) {
 				return false
 			}
 		}
@@ -80,11 +81,21 @@ func (s *statement) speaksOf(a access) bool {
 }
 
 // isPrincipal reports whether an ARN or account id in a policy or grant
-// includes the caller. The account's root includes all its users: AWS then
-// evaluates their IAM policies, which are assumed to allow everything here.
+// includes the caller. The account's root includes all its users and roles,
+// whose IAM policies AWS then evaluates. Here users are allowed everything, and
+// roles have no IAM policies.
 func isPrincipal(name, caller string) bool {
 	account := strings.Split(caller, ":")[4]
-	return name == caller || name == account || name == "arn:aws:iam::"+account+":root"
+	isRole := strings.Contains(caller, ":role/")
+	return name == caller || !isRole && (name == account || name == "arn:aws:iam::"+account+":root")
+}
+
+// requestValues returns the values of a condition key in a request.
+func requestValues(key string, context map[string]string) []string {
+	if strings.EqualFold(key, contextKeys) {
+		return slices.Collect(maps.Keys(context))
+	}
+	return contextValues(key, context)
 }
 
 // contextValues returns the values of a condition key in a request. There
@@ -101,8 +112,17 @@ func contextValues(key string, context map[string]string) (values []string) {
 }
 
 // holds evaluates one line of a condition. A value that is missing from the
-// request is equal to nothing.
+// request is equal to nothing. With IfExists and with ForAllValues, the line
+// holds if the request has no value
+// (https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_condition_operators.html).
 func holds(operator string, wanted, got []string) bool {
+	if plain, ok := strings.CutSuffix(operator, "IfExists"); ok {
+		return len(got) == 0 || holds(plain, wanted, got)
+	}
+	if single, ok := strings.CutPrefix(operator, "ForAllValues:"); ok {
+		return !slices.ContainsFunc(got, func(g string) bool { return !holds(single, wanted, []string{g}) })
+	}
+
 	some := func(matches func(want, got string) bool) bool {
 		return slices.ContainsFunc(got, func(g string) bool {
 			return slices.ContainsFunc(wanted, func(w string) bool { return matches(w, g) })
@@ -131,6 +151,7 @@ func matchesPattern(pattern, s string) bool {
 const (
 	policyLimit = 32 << 10 // in bytes
 	contextKey  = "kms:EncryptionContext:"
+	contextKeys = "kms:EncryptionContextKeys"
 )
 
 var (
@@ -217,7 +238,9 @@ func (s *statement) check() error {
 }
 
 func checkCondition(operator string, keys map[string]stringList) error {
-	if !slices.Contains([]string{"StringEquals", "StringNotEquals", "StringLike"}, operator) {
+	single, isSet := strings.CutPrefix(operator, "ForAllValues:")
+	single = strings.TrimSuffix(single, "IfExists")
+	if !slices.Contains([]string{"StringEquals", "StringNotEquals", "StringLike"}, single) {
 		return fmt.Errorf("no condition operator %q", operator)
 	}
 	if len(keys) == 0 {
@@ -225,7 +248,11 @@ func checkCondition(operator string, keys map[string]stringList) error {
 	}
 
 	for key, values := range keys {
-		if len(key) <= len(contextKey) || !strings.EqualFold(key[:len(contextKey)], contextKey) {
+		names := strings.EqualFold(key, contextKeys)
+		if names != isSet { // such a condition means something that nobody wants
+			return fmt.Errorf("key %q with operator %q: only %s has several values", key, operator, contextKeys)
+		}
+		if !names && len(key) <= len(contextKey) || !names && !strings.EqualFold(key[:len(contextKey)], contextKey) {
 			return fmt.Errorf("no condition key %q", key)
 		}
 		if len(values) == 0 {

@@ -35,7 +35,7 @@ type Config struct {
 
 // Server implements the AWS KMS JSON 1.1 API
 // (https://docs.aws.amazon.com/kms/latest/APIReference/Welcome.html) for
-// symmetric keys. It is stricter than AWS so that mistakes of clients are
+// symmetric keys, and two operations of STS; see sts.go. It is stricter than AWS so that mistakes of clients are
 // noticed: it refuses unknown parameters. It checks that requests are
 // signed but not that the signature is correct. The caller is the owner of
 // the access key id in the request, whose principal in key policies and
@@ -108,7 +108,7 @@ func (s *Server) Close() (err error) {
 }
 
 // Calls returns the number of requests for each operation, including failed
-// ones.
+// ones, and those for operations that the server does not have.
 func (s *Server) Calls() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,6 +128,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	id := make([]byte, 16)
 	rand.Read(id)
 	w.Header().Set("X-Amzn-Requestid", hex.EncodeToString(id))
+	if isSTS(r) {
+		s.serveSTS(w, r, hex.EncodeToString(id))
+		return
+	}
+
 	out, err := s.serve(r)
 	var refusal *apiError
 	switch {
@@ -145,15 +150,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) serve(r *http.Request) (any, error) {
 	name, ok := strings.CutPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
+	s.mu.Lock()
+	s.callCounts[name]++
+	s.mu.Unlock()
+
 	run := operations[name]
 	if r.Method != http.MethodPost || r.URL.Path != "/" || !ok || run == nil {
 		return nil, refuse("UnknownOperationException", "")
 	}
 
-	s.mu.Lock()
-	s.callCounts[name]++
-	s.mu.Unlock()
-	accessKeyID, err := checkSigned(r, s.store.region)
+	accessKeyID, err := checkSigned(r, "kms", s.store.region)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +213,7 @@ var signedForm = regexp.MustCompile(`^AWS4-HMAC-SHA256 ` +
 
 // checkSigned checks the form of the signature but not its value, and
 // returns the access key id.
-func checkSigned(r *http.Request, region string) (accessKeyID string, err error) {
+func checkSigned(r *http.Request, forService, region string) (accessKeyID string, err error) {
 	auth := r.Header.Get("Authorization")
 	if auth == "" {
 		return "", refuse("MissingAuthenticationTokenException", "Missing Authentication Token")
@@ -220,13 +226,13 @@ func checkSigned(r *http.Request, region string) (accessKeyID string, err error)
 	}
 
 	date, scope, service, headers := form[2], form[3], form[4], ";"+form[5]+";"
-	if service != "kms" || scope != region {
+	if service != forService || scope != region {
 		return "", refuse("InvalidSignatureException",
-			"Credential should be scoped to a valid region and to service 'kms'.")
+			"Credential should be scoped to a valid region and to service '%s'.", forService)
 	}
 
 	signed := strings.Contains(headers, ";host;") && strings.Contains(headers, ";x-amz-date;") &&
-		strings.Contains(headers, ";x-amz-target;")
+		(strings.Contains(headers, ";x-amz-target;") || forService != "kms")
 	if when := r.Header.Get("X-Amz-Date"); !signed || len(when) != len("20060102T150405Z") || when[:8] != date {
 		return "", refuse("InvalidSignatureException", "host, x-amz-date and x-amz-target must be signed.")
 	}

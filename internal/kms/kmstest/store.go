@@ -31,9 +31,11 @@ type store struct {
 	account, region, file string
 	now                   func() time.Time
 
-	mu      sync.Mutex
-	Keys    map[string]*key   `json:"keys"`    // by key id
-	Aliases map[string]string `json:"aliases"` // "alias/name" to key id
+	mu       sync.Mutex
+	roles    map[string]Role   // by name
+	sessions map[string]string // access key id of AssumeRole to name of role
+	Keys     map[string]*key   `json:"keys"`    // by key id
+	Aliases  map[string]string `json:"aliases"` // "alias/name" to key id
 }
 
 type key struct {
@@ -45,12 +47,18 @@ type key struct {
 	Policy   string         `json:"policy,omitempty"` // "" in files older than policies
 	Grants   []*storedGrant `json:"grants,omitempty"`
 
+	Description string   `json:"description,omitempty"`
+	Rotation    bool     `json:"rotation,omitempty"`
+	Primary     string   `json:"primary,omitempty"`  // the Region of the primary key, of a replica
+	Replicas    []string `json:"replicas,omitempty"` // Regions
+
 	rules *keyPolicy // Policy, parsed
 }
 
 func openStore(cfg Config) (*store, error) {
 	s := &store{
 		account: cfg.AccountID, region: cfg.Region, file: cfg.StateFile, now: cfg.Now,
+		roles: make(map[string]Role), sessions: make(map[string]string),
 		Keys: make(map[string]*key), Aliases: make(map[string]string),
 	}
 	if s.account == "" {

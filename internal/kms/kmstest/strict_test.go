@@ -238,8 +238,8 @@ func TestGCPStrictness(t *testing.T) {
 	if _, err := client.Decrypt(ctx, r); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("other AAD: %v", err)
 	}
-	if _, err := client.GetCryptoKey(ctx,
-		&kmspb.GetCryptoKeyRequest{Name: name}); status.Code(err) != codes.Unimplemented {
+	if _, err := client.GetCryptoKeyVersion(ctx,
+		&kmspb.GetCryptoKeyVersionRequest{Name: name + "/cryptoKeyVersions/1"}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("another operation: %v", err)
 	}
 }

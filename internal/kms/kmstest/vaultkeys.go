@@ -19,6 +19,7 @@ type vaultKey struct {
 	kind          string
 	derived       bool
 	softDeleted   bool
+	about         VaultAttributes
 	minDecryption int
 	versions      [][]byte // starting with version 1
 }

@@ -19,7 +19,8 @@ import (
 )
 
 // VaultServer is A TEST SERVER, NOT VAULT AND NOT OPENBAO. It implements
-// the part of their HTTP API that the provider vault-transit uses
+// the part of their HTTP API that the provider vault-transit uses, and what
+// describes a key and a token (see vaultdescribe.go)
 // (https://developer.hashicorp.com/vault/api-docs/secret/transit): encrypt
 // and decrypt of the transit engine with real keys and versions, tokens
 // with policies and TTLs, and AppRole and Kubernetes logins. Errors have
@@ -48,8 +49,12 @@ type VaultToken struct {
 	MaxTTL time.Duration
 	// Renewable allows the token to renew itself.
 	Renewable bool
-	// NoDefaultPolicy forbids the token to look itself up.
+	// NoDefaultPolicy forbids the token to look itself up, and to ask for its
+	// capabilities.
 	NoDefaultPolicy bool
+	// Grants are further capabilities, by path, such as "read" on
+	// transit/keys/hr. The path "*" is a root token's: everything.
+	Grants map[string][]string
 	// NoKeys forbids encrypt and decrypt.
 	NoKeys bool
 	// CreateKeys is the capability "create" on encrypt, with which Vault
@@ -209,6 +214,9 @@ func (s *VaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	if parts := strings.Split(path, "/"); len(parts) == 3 && parts[0] == "transit" {
 		operation = parts[1]
+		if reads := r.Method == http.MethodGet; reads != (operation == "keys") {
+			operation = r.Method + " " + path
+		}
 	}
 
 	s.count(operation)
@@ -273,8 +281,13 @@ func (s *VaultServer) serve(r *http.Request, path string, trouble Trouble) (map[
 		return s.lookUp(r, token)
 	case "auth/token/renew-self":
 		return s.renew(r, token)
+	case "sys/capabilities-self":
+		return s.capabilities(r, token)
 	}
 
+	if name, ok := strings.CutPrefix(path, "transit/keys/"); ok {
+		return s.readKey(r, name, token)
+	}
 	verb, key, ok := strings.Cut(strings.TrimPrefix(path, "transit/"), "/")
 	if !strings.HasPrefix(path, "transit/") || !ok {
 		return nil, vaultRefuse(http.StatusNotFound, "no handler for route %q. route entry not found.", path)
@@ -317,6 +330,7 @@ func (s *VaultServer) lookUp(r *http.Request, t *issuedToken) (map[string]any, e
 
 	return map[string]any{"data": map[string]any{
 		"ttl": ttl, "renewable": t.Renewable, "creation_ttl": int(t.TTL.Seconds()), "type": "service",
+		"policies": t.policies(),
 	}}, nil
 }
 
