@@ -39,6 +39,7 @@ import (
 // changes.
 var corpusFolders = map[string]string{
 	"v1": "e3cbed24ecc3baf83cb452a07894029c47a2259b6ed3fe886e6c96c8978d9704",
+	"v2": "c8bf5c5a66fe34eda9c017225e013623782c445b71c1501998a9c0aceb5feb36",
 }
 
 // corpusDir is made absolute before any test changes the working directory.
