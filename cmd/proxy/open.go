@@ -36,6 +36,7 @@ type backend struct {
 	opened   []openKey                   // the keys that could be opened at the start
 	members  map[string]*memberKey       // by name, the keys that others consist of
 	shared   map[string]*templateKeys    // by name, the templates
+	tenants  *tenantFiles                // nil without tenants_dir
 	keeping  sync.Map                    // by key name, the context.CancelFunc that ends keep
 	duties   []func(ctx context.Context) // background work while the keys are in use
 }
@@ -60,6 +61,10 @@ func openBackend(
 		return nil, err
 	}
 	if err := b.openKeyring(ctx, auditor); err != nil {
+		return nil, err
+	}
+	if err := b.openTenants(); err != nil {
+		b.close()
 		return nil, err
 	}
 	return b, nil
@@ -99,6 +104,7 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 		RevocationProbe: b.cfg.DEKCache.RevocationProbe, OutageWait: b.cfg.DEKCache.OutageWait,
 		LiteralKeys: b.cfg.Origin.Keys == config.LiteralKeys,
 		Observer:    b.observer, Auditor: auditor, Defaults: defaults, MaxOpen: b.cfg.KMS.MaxOpenKeys,
+		FileTenants: b.cfg.TenantsDir != "",
 	})
 	if err != nil {
 		return err
@@ -205,6 +211,7 @@ func buildRules(list []config.Rule) []keyring.Rule {
 			RefuseCustomerKeys: r.CustomerKeys == config.Deny,
 			ReadKeys:           r.ReadKeys,
 			Reuse:              buildReuse(r.DEKReuse),
+			Tenants:            r.Tenants,
 		})
 	}
 	return rules

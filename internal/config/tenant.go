@@ -92,28 +92,39 @@ func TenantOf(file string) (name string, err error) {
 	return name, nil
 }
 
-// ReadTenant reads the file of a tenant, and checks it against the
-// configuration c. Problems with the content are returned as *Error.
+// ReadTenant reads the file of a tenant; see ParseTenant.
+func ReadTenant(path string, c *Config) (*Tenant, error) {
+	data, err := ReadTenantText(path)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTenant(path, data, c)
+}
+
+// ParseTenant parses the content of a tenant's file, and checks it against the
+// configuration c. path names the tenant, and is the name of the file in
+// errors. Problems with the content are returned as *Error.
 //
 // It does not compare the tenant with other tenants; see package tenant.
-func ReadTenant(path string, c *Config) (*Tenant, error) { return readTenant(path, c, false) }
+func ParseTenant(path string, data []byte, c *Config) (*Tenant, error) {
+	return newDecoder(path, nil).parseTenant(data, c)
+}
 
-// ReadTenantOffline is ReadTenant for commands without a server; see
+// ParseTenantOffline is ParseTenant for commands without a server; see
 // ParseOffline.
-func ReadTenantOffline(path string, c *Config) (*Tenant, error) { return readTenant(path, c, true) }
-
-func readTenant(path string, c *Config, offline bool) (*Tenant, error) {
-	name, err := TenantOf(filepath.Base(path))
-	if err != nil {
-		return nil, err
-	}
-	data, err := readTenantFile(path)
-	if err != nil {
-		return nil, err
-	}
-
+func ParseTenantOffline(path string, data []byte, c *Config) (*Tenant, error) {
 	d := newDecoder(path, nil)
-	d.tenant, d.offline = true, offline
+	d.offline = true
+	return d.parseTenant(data, c)
+}
+
+func (d *decoder) parseTenant(data []byte, c *Config) (*Tenant, error) {
+	d.tenant = true
+	name, err := TenantOf(filepath.Base(d.file))
+	if err != nil {
+		return nil, err
+	}
+
 	t := &Tenant{Name: name}
 	if root := d.document(data); root != nil && d.tenantFile(root, &t.TenantFile) {
 		d.checkTenant(t, c)
@@ -127,8 +138,9 @@ func readTenant(path string, c *Config, offline bool) (*Tenant, error) {
 	return t, nil
 }
 
-// readTenantFile returns the content of a regular file.
-func readTenantFile(path string) ([]byte, error) {
+// ReadTenantText returns the content of a tenant's file, which must be a regular
+// file, for ParseTenant.
+func ReadTenantText(path string) ([]byte, error) {
 	// Without O_NONBLOCK, opening a named pipe would block forever.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -365,4 +377,32 @@ func (t *Tenant) owns(bucket, prefix string) bool {
 		return slices.Contains(o.Buckets, bucket) && (len(o.Prefixes) == 0 ||
 			slices.ContainsFunc(o.Prefixes, func(p string) bool { return strings.HasPrefix(prefix, p) }))
 	})
+}
+
+// Fits returns an error if the tenant does not fit a configuration other than
+// the one that it was read with: its objects are not in a rule with Tenants, or
+// one of its clients is there.
+func (t *Tenant) Fits(c *Config) error {
+	for _, o := range t.Objects {
+		for _, bucket := range o.Buckets {
+			fits := len(o.Prefixes) > 0 || inArea(c.Encryption.Rules, bucket, "")
+			for _, prefix := range o.Prefixes {
+				fits = fits && inArea(c.Encryption.Rules, bucket, prefix)
+			}
+			if !fits {
+				return fmt.Errorf("tenant %s: no rule gives its objects in bucket %s to tenants", t.Name, bucket)
+			}
+		}
+	}
+
+	for i := range t.Clients {
+		for j := range c.Clients {
+			a, b := &t.Clients[i], &c.Clients[j]
+			if a.Name == b.Name || a.AccessKey == b.AccessKey {
+				return fmt.Errorf("tenant %s: its client %s has the name or access_key of the configured client %s",
+					t.Name, a.Name, b.Name)
+			}
+		}
+	}
+	return nil
 }

@@ -122,6 +122,23 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrac
 	}
 }
 
+// auditUnopened records that a key of a tenant was needed and could not be
+// opened. Other errors it only returns.
+func (k *Keyring) auditUnopened(ctx context.Context, obj Object, action Action, err error) error {
+	var unopened *unopenedError
+	if k.cfg.Auditor == nil || !errors.As(err, &unopened) {
+		return err
+	}
+
+	failure := k.cfg.Auditor.Audit(ctx, Event{
+		Action: action, KeyName: unopened.name, Object: obj, Source: unopened.source, Err: err,
+	})
+	if failure != nil {
+		return fmt.Errorf("%w; and the refusal cannot be audited: %s", err, failure.Error())
+	}
+	return err
+}
+
 // auditRevoked records that a probe found a key, or the part p of it,
 // revoked. The DEKs have been purged already; an audit failure cannot
 // change that and is ignored.

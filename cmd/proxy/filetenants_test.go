@@ -1,0 +1,674 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
+)
+
+// fileTenants is a running proxy with a directory of tenants. The bucket data
+// is the tenants', and everything else is under the key default.
+type fileTenants struct {
+	*tenantProxy
+	listen, tenants, keys, audit string
+	log                          *output
+	end                          func() // ends the proxy
+}
+
+func startFileTenants(t *testing.T, changes ...string) *fileTenants {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"tenants", "keys"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := &fileTenants{
+		tenants: filepath.Join(dir, "tenants"), keys: filepath.Join(dir, "keys"), audit: filepath.Join(dir, "audit.log"),
+	}
+	f.newKey(t, "default")
+	f.startIn(t, dir, proxytest.ServeStore(t), changes...)
+	if _, err := f.store.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: new(tenantBucket)}); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// startIn starts the proxy, in front of the store at an address.
+func (f *fileTenants) startIn(t *testing.T, dir, address string, changes ...string) {
+	t.Helper()
+	listen, admin := freePort(t), freePort(t)
+	text := strings.NewReplacer(changes...).Replace(fmt.Sprintf(`listen: %s
+admin_listen: %s
+origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: storesecretstoresecret, checksum_trailer: true, etag_part_count: true}
+clients:
+  - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write, delete, list, admin]}]}
+keys: [{name: default, provider: local, key_file: %s/default.key}]
+encryption:
+  rules:
+    - {buckets: [data], tenants: true, customer_keys: allow}
+    - {buckets: ["*"], key: default}
+dek_cache: {ttl: 1m, revocation_probe: 5s}
+audit: {file: %s}
+tenants_dir: %s
+`, listen, admin, address, f.keys, f.audit, f.tenants))
+
+	f.listen = listen
+	f.tenantProxy = &tenantProxy{
+		Client: client(listen, "appkey", "appsecretappsecret"), admin: "http://" + admin,
+		store:  client(strings.TrimPrefix(address, "http://"), proxytest.AccessKey, proxytest.SecretKey),
+		config: filepath.Join(dir, "config.yaml"),
+	}
+	if err := os.WriteFile(f.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	s := start(t, "serve", "--config", f.config)
+	f.log = &s.out
+	waitStatus(t, f.admin+"/readyz", http.StatusOK)
+	f.end = sync.OnceFunc(func() {
+		s.stop()
+		s.end(t)
+	})
+	t.Cleanup(f.end)
+}
+
+func (f *fileTenants) newKey(t *testing.T, name string) {
+	t.Helper()
+	if err := kms.CreateLocalKeyFile(filepath.Join(f.keys, name+".key")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// file is the file of a tenant, with its own prefix, client and local key.
+func (f *fileTenants) file(name string) string {
+	return fmt.Sprintf(`key: {provider: local, key_file: %s/%s.key}
+objects: [{buckets: [data], prefixes: [%s/]}]
+clients: [{name: %s-app, access_key: AK%s, secret_key: secret-of-%s}]
+`, f.keys, name, name, name, name, name)
+}
+
+// write writes the file of a tenant, and renames it to its place.
+func (f *fileTenants) write(t *testing.T, name, text string) {
+	t.Helper()
+	temporary := filepath.Join(f.tenants, "."+name)
+	if err := os.WriteFile(temporary, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(temporary, filepath.Join(f.tenants, name+".yaml")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// add makes a tenant with a new key, and waits until it is served.
+func (f *fileTenants) add(t *testing.T, name string) {
+	t.Helper()
+	f.newKey(t, name)
+	f.write(t, name, f.file(name))
+	eventually(t, name+" is served", func() bool { return f.put(t.Context(), name+"/doc", "of "+name) == nil })
+}
+
+// as returns a client of a tenant.
+func (f *fileTenants) as(tenant string) *tenantProxy {
+	return &tenantProxy{Client: client(f.listen, "AK"+tenant, "secret-of-"+tenant)}
+}
+
+// status returns the answer of /admin/tenants.
+func (f *fileTenants) status(t *testing.T) (s tenantsStatus) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(f.ask(t, http.MethodGet, "/admin/tenants")), &s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// waitProblem waits until one file has an error, and returns the error.
+func (f *fileTenants) waitProblem(t *testing.T, file string) (found tenantStatus) {
+	t.Helper()
+	eventually(t, file+" has an error", func() bool {
+		for _, p := range f.status(t).Files {
+			if filepath.Base(p.Path) == file {
+				found = p
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// TestTenantsComeAndGo: a tenant is added, its key changed, and removed, while
+// the proxy runs and other tenants are served.
+func TestTenantsComeAndGo(t *testing.T) {
+	f := startFileTenants(t)
+	if err := f.put(t.Context(), "acme/doc", "x"); codeOf(err) != "AccessDenied" {
+		t.Errorf("put without a tenant: %v", err)
+	}
+	f.add(t, "beta")
+	f.add(t, "acme")
+
+	acme := f.as("acme")
+	if err := acme.put(t.Context(), "acme/own", "own"); err != nil {
+		t.Error(err)
+	}
+	if body, err := acme.get(t.Context(), "acme/doc"); err != nil || body != "of acme" {
+		t.Errorf("%q, %v", body, err)
+	}
+	for _, key := range []string{"beta/doc", "doc", "nobody/doc"} {
+		if err := acme.put(t.Context(), key, "x"); codeOf(err) != "AccessDenied" {
+			t.Errorf("acme puts %s: %v", key, err)
+		}
+		if _, err := acme.get(t.Context(), key); codeOf(err) != "AccessDenied" {
+			t.Errorf("acme gets %s: %v", key, err)
+		}
+	}
+
+	// Another key: the old objects need read_keys.
+	f.newKey(t, "acme-2")
+	changed := strings.Replace(f.file("acme"), "acme.key", "acme-2.key", 1)
+	f.write(t, "acme", changed)
+	eventually(t, "the old object is refused", func() bool {
+		_, err := f.get(t.Context(), "acme/doc")
+		return codeOf(err) == "AccessDenied"
+	})
+	if err := f.put(t.Context(), "acme/new", "new"); err != nil {
+		t.Error(err)
+	}
+	f.write(t, "acme", f.file("acme"))
+	eventually(t, "the old object is read", func() bool { _, err := f.get(t.Context(), "acme/doc"); return err == nil })
+	if _, err := f.get(t.Context(), "acme/new"); codeOf(err) != "AccessDenied" {
+		t.Errorf("an object under the other key: %v", err)
+	}
+
+	// Removed.
+	if err := os.Remove(filepath.Join(f.tenants, "acme.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "acme is refused", func() bool {
+		_, err := f.get(t.Context(), "acme/doc")
+		return codeOf(err) == "AccessDenied"
+	})
+	if _, err := acme.get(t.Context(), "acme/doc"); codeOf(err) != "InvalidAccessKeyId" {
+		t.Errorf("acme's client: %v", err)
+	}
+	if err := f.put(t.Context(), "acme/doc", "x"); codeOf(err) != "AccessDenied" {
+		t.Errorf("put: %v", err)
+	}
+	for _, key := range []string{"acme/../beta/doc", "./acme/doc"} {
+		if err := f.put(t.Context(), key, "x"); codeOf(err) != "InvalidArgument" {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	if body, err := f.get(t.Context(), "beta/doc"); err != nil || body != "of beta" {
+		t.Errorf("beta: %q, %v", body, err)
+	}
+
+	records, err := os.ReadFile(f.audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`"event":"tenant","result":"ok","kms_key_name":"tenant:acme","operation":"added"`,
+		`"operation":"changed"`, `"operation":"removed","purged":`,
+		`"event":"create","result":"ok","kms_key_name":"tenant:acme"`, `"client":"acme-app"`,
+	} {
+		if !strings.Contains(string(records), want) {
+			t.Errorf("the audit log does not have %s", want)
+		}
+	}
+	if strings.Contains(string(records), "secret-of") || strings.Contains(f.log.String(), "secret-of") {
+		t.Error("a secret was logged")
+	}
+}
+
+// slowReader gives a part of its data, and the rest when it is told.
+type slowReader struct {
+	first, rest io.Reader
+	wait        chan struct{}
+}
+
+func (r *slowReader) Read(p []byte) (int, error) {
+	if n, err := r.first.Read(p); !errors.Is(err, io.EOF) {
+		return n, err
+	}
+	<-r.wait
+	return r.rest.Read(p)
+}
+
+// TestRemovedTenantsTransfers: running transfers of a removed tenant end, those
+// of others go on.
+func TestRemovedTenantsTransfers(t *testing.T) {
+	f := startFileTenants(t)
+	f.add(t, "acme")
+	f.add(t, "beta")
+	const size = 32 << 20
+	big := strings.Repeat("x", size)
+	for _, tenant := range []string{"acme", "beta"} {
+		if err := f.put(t.Context(), tenant+"/big", big); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	reads := make(map[string]io.ReadCloser)
+	for _, tenant := range []string{"acme", "beta"} {
+		out, err := f.GetObject(t.Context(), &s3.GetObjectInput{Bucket: new(tenantBucket), Key: new(tenant + "/big")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Body.Close()
+		if _, err := io.ReadFull(out.Body, make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		reads[tenant] = out.Body
+	}
+
+	upload := &slowReader{strings.NewReader(big[:size/2]), strings.NewReader(big[size/2:]), make(chan struct{})}
+	put := make(chan error)
+	go func() {
+		req, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), http.MethodPut, f.presign(t, "acme/upload"), upload)
+		if err == nil {
+			req.ContentLength = size
+			var resp *http.Response
+			if resp, err = http.DefaultClient.Do(req); err == nil {
+				resp.Body.Close()
+				if resp.StatusCode/100 != 2 {
+					err = errors.New(resp.Status)
+				}
+			}
+		}
+		put <- err
+	}()
+
+	time.Sleep(300 * time.Millisecond) // for the upload to begin
+	if err := os.Remove(filepath.Join(f.tenants, "acme.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "acme is refused", func() bool {
+		_, err := f.get(t.Context(), "acme/doc")
+		return codeOf(err) == "AccessDenied"
+	})
+	close(upload.wait)
+	if err := <-put; err == nil {
+		t.Error("the upload of the removed tenant succeeded")
+	}
+	if n, err := io.Copy(io.Discard, reads["acme"]); err == nil {
+		t.Errorf("the download of the removed tenant went on to its end: %d more bytes", n)
+	}
+	if n, err := io.Copy(io.Discard, reads["beta"]); err != nil || n != size-1<<20 {
+		t.Errorf("the download of the other tenant: %d more bytes, %v", n, err)
+	}
+	if _, err := f.store.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: new(tenantBucket), Key: new("acme/upload")}); err == nil {
+		t.Error("the object of the upload is in the store")
+	}
+}
+
+// presign returns a URL for a PUT of an object.
+func (f *fileTenants) presign(t *testing.T, key string) string {
+	t.Helper()
+	req, err := s3.NewPresignClient(f.Client).PresignPutObject(t.Context(), &s3.PutObjectInput{Bucket: new(tenantBucket), Key: &key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return req.URL
+}
+
+// TestTenantFileErrors: an error in one file is named, and touches no other
+// tenant. The tenant stays as it was, and a new one is refused.
+func TestTenantFileErrors(t *testing.T) {
+	f := startFileTenants(t)
+	f.add(t, "acme")
+	f.add(t, "beta")
+	f.newKey(t, "gamma")
+
+	for _, row := range []struct{ name, tenant, old, changed, want string }{
+		{"a broken file", "acme", "objects:", "objects: [", "acme.yaml:3:1: this is not YAML"},
+		{"an unknown field", "acme", "objects:", "object:", `unknown key "object"`},
+		{"a variable", "acme", "secret-of-acme", `"${HOME}"`, "variables"},
+		{"objects of another", "acme", "[acme/]", "[acme/, beta/x/]", "tenants acme and beta both have objects in s3://data/beta/x/"},
+		{"the access key of another", "acme", "AKacme", "AKbeta", "the same access_key"},
+		{"the client of another", "acme", "acme-app", "beta-app", `a client named \"beta-app\"`},
+		{"the client of the configuration", "acme", "acme-app", "app", "already has a client"},
+		{"another bucket", "acme", "[data]", "[other]", "gives this prefix to tenants"},
+		{"a new one with the same objects", "gamma", "[gamma/]", "[acme/]", "tenants gamma and acme both have objects"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			f.write(t, row.tenant, strings.Replace(f.file(row.tenant), row.old, row.changed, 1))
+			problem := f.waitProblem(t, row.tenant+".yaml")
+			if !strings.Contains(problem.Error, strings.ReplaceAll(row.want, `\"`, `"`)) || problem.Served != (row.tenant == "acme") {
+				t.Errorf("%+v", problem)
+			}
+			for _, tenant := range []string{"acme", "beta"} {
+				if body, err := f.as(tenant).get(t.Context(), tenant+"/doc"); err != nil || body != "of "+tenant {
+					t.Errorf("%s: %q, %v", tenant, body, err)
+				}
+			}
+			if err := f.put(t.Context(), "gamma/doc", "x"); codeOf(err) != "AccessDenied" {
+				t.Errorf("gamma: %v", err)
+			}
+			if !strings.Contains(f.ask(t, http.MethodGet, "/metrics"), "cmekproxy_tenant_file_errors 1\n") {
+				t.Error("no metric")
+			}
+
+			f.write(t, row.tenant, f.file(row.tenant))
+			eventually(t, "the error is gone", func() bool { return len(f.status(t).Files) == 0 })
+			_ = os.Remove(filepath.Join(f.tenants, "gamma.yaml"))
+		})
+	}
+
+	for _, name := range []string{"Acme.yaml", "acme.yml", "-.yaml", "x\n.yaml", "README"} {
+		if err := os.WriteFile(filepath.Join(f.tenants, name), []byte(f.file("gamma")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(f.tenants, ".hidden.yaml"), []byte(f.file("gamma")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "five names are errors", func() bool { return len(f.status(t).Files) == 5 })
+	waitMetric(t, f.admin+"/metrics", "cmekproxy_tenants 2")
+}
+
+// TestTenantsAtTheStart: of two tenants in conflict none is served, a broken
+// file leaves its objects refused, and the rule below is not used instead.
+func TestTenantsAtTheStart(t *testing.T) {
+	dir := t.TempDir()
+	f := &fileTenants{tenants: filepath.Join(dir, "tenants"), keys: dir, audit: filepath.Join(dir, "audit.log")}
+	if err := os.Mkdir(f.tenants, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"default", "acme", "beta", "gamma", "delta"} {
+		f.newKey(t, name)
+		f.write(t, name, f.file(name))
+	}
+	if err := os.Remove(filepath.Join(f.tenants, "default.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	f.write(t, "beta", strings.Replace(f.file("beta"), "[beta/]", "[acme/sub/]", 1))
+	f.write(t, "gamma", "key: [\n")
+	address := proxytest.ServeStore(t)
+	f.startIn(t, dir, address)
+	if _, err := f.store.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: new(tenantBucket)}); err != nil {
+		t.Fatal(err)
+	}
+
+	status := f.status(t)
+	if status.Served != 1 || len(status.Files) != 3 {
+		t.Errorf("%+v", status)
+	}
+	for _, key := range []string{"acme/doc", "acme/sub/doc", "beta/doc", "gamma/doc"} {
+		if err := f.put(t.Context(), key, "x"); codeOf(err) != "AccessDenied" {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	if err := f.put(t.Context(), "delta/doc", "of delta"); err != nil {
+		t.Error(err)
+	}
+
+	// One of them is mended: both are served.
+	f.write(t, "beta", f.file("beta"))
+	eventually(t, "both are served", func() bool {
+		return f.put(t.Context(), "acme/doc", "of acme") == nil && f.put(t.Context(), "beta/doc", "of beta") == nil
+	})
+	f.end()
+
+	// An object that someone has put into the area under another key is refused,
+	// also without a tenant.
+	if err := os.Remove(filepath.Join(f.tenants, "delta.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	f.startIn(t, dir, address)
+	if _, err := f.get(t.Context(), "delta/doc"); codeOf(err) != "AccessDenied" {
+		t.Errorf("after a restart without the tenant: %v", err)
+	}
+	if body, err := f.get(t.Context(), "acme/doc"); err != nil || body != "of acme" {
+		t.Errorf("%q, %v", body, err)
+	}
+}
+
+// TestTenantsDirectory: a directory that is missing, or another empty one,
+// leaves all tenants as they were.
+func TestTenantsDirectory(t *testing.T) {
+	f := startFileTenants(t)
+	f.add(t, "acme")
+	away := f.tenants + "-away"
+	served := func() {
+		t.Helper()
+		if body, err := f.as("acme").get(t.Context(), "acme/doc"); err != nil || body != "of acme" {
+			t.Errorf("%q, %v", body, err)
+		}
+		waitStatus(t, f.admin+"/readyz", http.StatusOK)
+	}
+
+	if err := os.Rename(f.tenants, away); err != nil {
+		t.Fatal(err)
+	}
+	waitMetric(t, f.admin+"/metrics", "cmekproxy_tenants_dir_failed 1")
+	served()
+	if err := os.Mkdir(f.tenants, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is empty", func() bool { return strings.Contains(f.status(t).Error, "the directory is empty") })
+	served()
+	if err := os.Remove(f.tenants); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(away, f.tenants); err != nil {
+		t.Fatal(err)
+	}
+	waitMetric(t, f.admin+"/metrics", "cmekproxy_tenants_dir_failed 0")
+	served()
+
+	// The last file of the same directory is removed.
+	if err := os.Remove(filepath.Join(f.tenants, "acme.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	waitMetric(t, f.admin+"/metrics", "cmekproxy_tenants 0")
+	if _, err := f.get(t.Context(), "acme/doc"); codeOf(err) != "AccessDenied" {
+		t.Errorf("%v", err)
+	}
+
+	var out output
+	if err := os.Rename(f.tenants, away); err != nil {
+		t.Fatal(err)
+	}
+	if code := run(t.Context(), []string{"serve", "--config", f.config}, &out, &out); code == 0 ||
+		!strings.Contains(out.String(), "tenants_dir") {
+		t.Errorf("serve without the directory: exit code %d: %s", code, out.String())
+	}
+}
+
+// TestTenantsInAVolume: the files of a Kubernetes volume change together.
+func TestTenantsInAVolume(t *testing.T) {
+	f := startFileTenants(t)
+	for _, name := range []string{"acme", "beta"} {
+		f.newKey(t, name)
+	}
+	version := 0
+	swap := func(files map[string]string) {
+		t.Helper()
+		version++
+		data := fmt.Sprintf("..v%d", version)
+		if err := os.Mkdir(filepath.Join(f.tenants, data), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(f.tenants, data, name+".yaml"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_ = os.Symlink(filepath.Join("..data", name+".yaml"), filepath.Join(f.tenants, name+".yaml"))
+		}
+		link := filepath.Join(f.tenants, "..data_tmp")
+		if err := errors.Join(os.Symlink(data, link), os.Rename(link, filepath.Join(f.tenants, "..data"))); err != nil {
+			t.Fatal(err)
+		}
+		if version > 1 {
+			if err := os.RemoveAll(filepath.Join(f.tenants, fmt.Sprintf("..v%d", version-1))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	acme, beta := f.file("acme"), f.file("beta")
+	swap(map[string]string{"acme": acme, "beta": beta})
+	waitMetric(t, f.admin+"/metrics", "cmekproxy_tenants 2")
+	if err := errors.Join(f.put(t.Context(), "acme/doc", "a"), f.put(t.Context(), "beta/doc", "b")); err != nil {
+		t.Fatal(err)
+	}
+
+	// The two exchange their prefixes, which no order of single changes allows.
+	swap(map[string]string{"acme": strings.Replace(acme, "[acme/]", "[beta/]", 1), "beta": strings.Replace(beta, "[beta/]", "[acme/]", 1)})
+	eventually(t, "they are exchanged", func() bool {
+		_, err := f.get(t.Context(), "acme/doc")
+		return codeOf(err) == "AccessDenied"
+	})
+	if s := f.status(t); s.Served != 2 || len(s.Files) != 0 {
+		t.Errorf("%+v", s)
+	}
+	if err := f.as("acme").put(t.Context(), "beta/new", "x"); err != nil {
+		t.Error(err)
+	}
+
+	swap(map[string]string{"acme": acme})
+	eventually(t, "beta is removed", func() bool {
+		_, err := f.as("beta").get(t.Context(), "beta/doc")
+		return codeOf(err) == "InvalidAccessKeyId"
+	})
+	if body, err := f.as("acme").get(t.Context(), "acme/doc"); err != nil || body != "a" {
+		t.Errorf("%q, %v", body, err)
+	}
+	swap(nil)
+	waitMetric(t, f.admin+"/metrics", "cmekproxy_tenants 0")
+}
+
+// TestTenantsOnly: the objects of tenants are under their own keys, whatever
+// the client asks for, and whatever was chosen for the bucket.
+func TestTenantsOnly(t *testing.T) {
+	f := startFileTenants(t)
+	f.add(t, "acme")
+	f.add(t, "beta")
+	for _, key := range []string{"default", "tenant:beta", "alias/x"} {
+		_, err := f.PutObject(t.Context(), &s3.PutObjectInput{
+			Bucket: new(tenantBucket), Key: new("acme/x"), Body: strings.NewReader("x"),
+			ServerSideEncryption: "aws:kms", SSEKMSKeyId: &key,
+		})
+		if codeOf(err) != "AccessDenied" {
+			t.Errorf("key %s: %v", key, err)
+		}
+	}
+	out, err := f.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: new(tenantBucket), Key: new("acme/x"), Body: strings.NewReader("x"),
+		ServerSideEncryption: "aws:kms", SSEKMSKeyId: new("tenant:acme"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: new(tenantBucket), Key: new("acme/x"), Body: strings.NewReader("x"),
+		ServerSideEncryption: "aws:kms", SSEKMSKeyId: out.SSEKMSKeyId,
+	}); err != nil {
+		t.Errorf("the id of its own key: %v", err)
+	}
+
+	// Copied in the store, and copied by the proxy.
+	if _, err := f.store.CopyObject(t.Context(), &s3.CopyObjectInput{
+		Bucket: new(tenantBucket), Key: new("beta/copied"), CopySource: new(tenantBucket + "/acme/x"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.get(t.Context(), "beta/copied"); codeOf(err) != "AccessDenied" {
+		t.Errorf("an object under the key of another tenant: %v", err)
+	}
+	if _, err := f.CopyObject(t.Context(), &s3.CopyObjectInput{
+		Bucket: new(tenantBucket), Key: new("beta/proper"), CopySource: new(tenantBucket + "/acme/x"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if body, err := f.get(t.Context(), "beta/proper"); err != nil || body != "x" {
+		t.Errorf("%q, %v", body, err)
+	}
+	if answer, err := f.GetBucketEncryption(t.Context(), &s3.GetBucketEncryptionInput{Bucket: new(tenantBucket)}); err != nil ||
+		answer.ServerSideEncryptionConfiguration.Rules[0].ApplyServerSideEncryptionByDefault.KMSMasterKeyID != nil {
+		t.Errorf("GetBucketEncryption: %+v, %v", answer, err)
+	}
+}
+
+// TestCommandsWithTenantFiles: commands find the keys of tenants, and name
+// files with errors.
+func TestCommandsWithTenantFiles(t *testing.T) {
+	f := startFileTenants(t)
+	f.add(t, "acme")
+	f.add(t, "beta")
+	putParts(t, f.Client, tenantBucket, "beta/parts", bytes.Repeat([]byte("x"), 5<<20), []byte("end"))
+	f.newKey(t, "acme-2")
+	command := func(args ...string) (int, string) {
+		var out bytes.Buffer
+		code := run(t.Context(), append(args, "--config", f.config), &out, &out)
+		return code, out.String()
+	}
+	for _, row := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"check"}, 0, "2 tenants"},
+		{[]string{"decrypt", "s3://data/acme/doc", "-o", "-"}, 0, "of acme"},
+		{[]string{"verify", "s3://data"}, 0, ""},
+		{[]string{"inventory", "s3://data"}, 0, "local:"},
+		{[]string{"rewrap", "s3://data"}, 0, ""},
+	} {
+		if code, out := command(row.args...); code != row.code || !strings.Contains(out, row.want) {
+			t.Errorf("%v: exit code %d: %s", row.args, code, out)
+		}
+	}
+
+	// To another key, with the old one in read_keys.
+	text, err := os.ReadFile(f.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withOld := strings.Replace(string(text), "keys: [", fmt.Sprintf("keys: [{name: acme-old, provider: local, key_file: %s/acme.key}, ", f.keys), 1)
+	if err := os.WriteFile(f.config, []byte(withOld), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.write(t, "acme", strings.Replace(f.file("acme"), "acme.key", "acme-2.key", 1)+"read_keys: [acme-old]\n")
+	f.write(t, "beta", "key: [\n")
+	if code, out := command("check"); code == 0 || !strings.Contains(out, "beta.yaml:2:1") {
+		t.Errorf("check with a broken file: exit code %d: %s", code, out)
+	}
+	for _, row := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"decrypt", "s3://data/acme/doc", "-o", "-"}, 0, "of acme"},
+		{[]string{"rewrap", "s3://data/acme/"}, 0, "beta.yaml"},
+		{[]string{"verify", "s3://data/acme/"}, 0, ""},
+		{[]string{"decrypt", "s3://data/beta/doc", "-o", "-"}, 1, "beta.yaml"},
+		{[]string{"verify", "s3://data/beta/"}, 1, ""},
+	} {
+		if code, out := command(row.args...); code != row.code || !strings.Contains(out, row.want) {
+			t.Errorf("%v: exit code %d: %s", row.args, code, out)
+		}
+	}
+	if err := os.Remove(filepath.Join(f.keys, "acme.key")); err != nil {
+		t.Fatal(err)
+	}
+	f.write(t, "acme", strings.Replace(f.file("acme"), "acme.key", "acme-2.key", 1))
+	if code, out := command("decrypt", "s3://data/acme/doc", "-o", "-"); code != 0 || !strings.Contains(out, "of acme") {
+		t.Errorf("after rewrap: exit code %d: %s", code, out)
+	}
+}
