@@ -109,7 +109,7 @@ func TestFileTenants(t *testing.T) {
 	// tenant.
 	for _, w := range []string{"default", "acme"} {
 		var forged []byte
-		id := ""
+		var id string
 		if w == "acme" {
 			forged, id = forge(t, in("beta/x"), s.key("acme")), s.key("acme").KeyID()
 		} else {
