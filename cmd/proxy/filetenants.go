@@ -316,7 +316,12 @@ func (s *server) followTenants() {
 func (s *server) allClients(configured []config.Client, tenants *tenant.State) []access.Client {
 	all := accessClients(configured, s.cfg.Origin.Keys)
 	for _, name := range tenants.Names() {
-		all = append(all, accessClients(tenants.Tenants[name].Clients, s.cfg.Origin.Keys)...)
+		t := tenants.Tenants[name]
+		own := accessClients(t.Clients, s.cfg.Origin.Keys)
+		for i := range own {
+			own[i].Group, own[i].GroupLimit = t.Key.Name, t.Limits.MaxConcurrentRequests
+		}
+		all = append(all, own...)
 	}
 	return all
 }

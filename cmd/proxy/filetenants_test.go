@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -319,9 +320,9 @@ func TestRemovedTenantsTransfers(t *testing.T) {
 }
 
 // presign returns a URL for a PUT of an object.
-func (f *fileTenants) presign(t *testing.T, key string) string {
+func (p *tenantProxy) presign(t *testing.T, key string) string {
 	t.Helper()
-	req, err := s3.NewPresignClient(f.Client).PresignPutObject(t.Context(), &s3.PutObjectInput{Bucket: new(tenantBucket), Key: &key})
+	req, err := s3.NewPresignClient(p.Client).PresignPutObject(t.Context(), &s3.PutObjectInput{Bucket: new(tenantBucket), Key: &key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -716,11 +717,11 @@ clients: [{name: %s-app, access_key: AK%s, secret_key: secret-of-%s}]
 
 	before = heap()
 	forEach(tenants, func(i int) {
-		if err := f.as(name(i)).put(t.Context(), name(i)+"/doc", "of "+name(i)); err != nil {
+		if err := f.put(t.Context(), name(i)+"/doc", "of "+name(i)); err != nil {
 			t.Errorf("%s: %v", name(i), err)
 		}
 	})
-	t.Logf("%d open keys: %d KiB of heap, store, KMS and clients included; KMS calls: %v",
+	t.Logf("%d open keys: %d KiB of heap, store and KMS included; KMS calls: %v",
 		tenants, (int64(heap())-int64(before))>>10, a.Calls())
 	metrics := f.ask(t, http.MethodGet, "/metrics")
 	if n := strings.Count(metrics, `="tenant`); n > 100 || strings.Contains(metrics, "tenant:") ||
@@ -876,6 +877,45 @@ func TestTenantsWithoutAudit(t *testing.T) {
 	out.err = nil
 	if got := names(); got != "beta" {
 		t.Errorf("not added later: %s", got)
+	}
+}
+
+// TestLimitsOfATenant: all clients of a tenant share its limit, and others are
+// not affected.
+func TestLimitsOfATenant(t *testing.T) {
+	f := startFileTenants(t)
+	f.add(t, "acme")
+	f.add(t, "beta")
+	f.write(t, "acme", strings.Replace(f.file("acme"), "clients: [", "clients: [{name: acme-2, access_key: AKacme2, secret_key: secret-of-acme2}, ", 1)+
+		"limits: {max_concurrent_requests: 1, kms_max_concurrent: 1}\n")
+	eventually(t, "acme's second client is served", func() bool {
+		_, err := f.as("acme2").get(t.Context(), "acme/doc")
+		return err == nil
+	})
+
+	acme := f.as("acme").presign(t, "acme/slow")
+	once := func(tenant, key string) string {
+		c := f.as(tenant)
+		quick := c.Options().Copy()
+		quick.RetryMaxAttempts = 1
+		c.Client = s3.New(quick)
+		_, err := c.get(t.Context(), key)
+		return codeOf(err)
+	}
+	// A request that is slow leaves its slot for one for slow requests, so two
+	// of them may be needed.
+	eventually(t, "acme's second client is refused", func() bool {
+		conn, err := net.Dial("tcp", f.listen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		_, after, _ := strings.Cut(acme, f.listen)
+		fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 1000\r\n\r\nx", after, f.listen)
+		return once("acme2", "acme/doc") == "SlowDown"
+	})
+	if code := once("beta", "beta/doc"); code != "" {
+		t.Errorf("beta: %s", code)
 	}
 }
 
