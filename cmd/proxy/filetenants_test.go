@@ -211,6 +211,9 @@ func TestTenantsComeAndGo(t *testing.T) {
 	if err := f.put(t.Context(), "acme/doc", "x"); codeOf(err) != "AccessDenied" {
 		t.Errorf("put: %v", err)
 	}
+	if _, err := f.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: new(tenantBucket), Key: new("acme/doc")}); codeOf(err) != "Forbidden" {
+		t.Errorf("head: %v", err)
+	}
 	for _, key := range []string{"acme/../beta/doc", "./acme/doc"} {
 		if err := f.put(t.Context(), key, "x"); codeOf(err) != "InvalidArgument" {
 			t.Errorf("%s: %v", key, err)

@@ -69,7 +69,7 @@ func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 // customer's key. Errors: crypt.ErrCustomerKey for a wrong key,
 // crypt.ErrEnvelope, ErrNoTenant, ErrKeyName and ErrAudit.
 func (k *Keyring) OpenForCustomer(ctx context.Context, obj Object, wrapped, customerKey []byte) (*Lease, error) {
-	if _, _, err := k.tenantRule(obj); err != nil {
+	if err := k.CheckTenant(obj); err != nil {
 		return nil, err
 	}
 

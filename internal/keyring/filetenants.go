@@ -243,6 +243,13 @@ func (k *Keyring) tenantRule(obj Object) (r Rule, ok bool, err error) {
 	return r, true, nil
 }
 
+// CheckTenant returns ErrNoTenant if the object is in a rule with Tenants and no
+// tenant has it, and ErrKeyName if that is not certain.
+func (k *Keyring) CheckTenant(obj Object) error {
+	_, _, err := k.tenantRule(obj)
+	return err
+}
+
 // fileKeyOf is tenantOf for FileTenants.
 func (k *Keyring) fileKeyOf(obj Object, keyID string) (ref tenantRef, err error) {
 	if _, ok, err := k.tenantRule(obj); err != nil || !ok {
