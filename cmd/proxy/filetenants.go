@@ -26,10 +26,15 @@ import (
 // tenantFiles are the tenants of tenants_dir.
 type tenantFiles struct {
 	// changing is held while the tenants, or the clients and rules of the
-	// configuration, change.
+	// configuration, change. It is not held while files are read, which may
+	// take long.
 	changing sync.Mutex
-	dir      *tenant.Dir
+	fits     atomic.Pointer[config.Config] // that tenants must fit
 	state    atomic.Pointer[tenant.State]
+
+	// Only one goroutine uses the fields below.
+	dir      *tenant.Dir
+	readFor  *config.Config        // the configuration that the files were read for
 	versions map[string]keyVersion // by name of the tenant
 	made     int                   // number of versions
 
@@ -48,10 +53,12 @@ func (b *backend) openTenants() error {
 	if b.cfg.TenantsDir == "" {
 		return nil
 	}
-	b.tenants = &tenantFiles{
-		dir:      tenant.Open(b.cfg.TenantsDir, tenantParser(b.cfg)),
-		versions: make(map[string]keyVersion),
-	}
+	f := &tenantFiles{versions: make(map[string]keyVersion), readFor: b.cfg}
+	f.fits.Store(b.cfg)
+	f.dir = tenant.Open(b.cfg.TenantsDir, func(path string, data []byte) (*config.Tenant, error) {
+		return tenantParser(f.readFor)(path, data)
+	})
+	b.tenants = f
 
 	first := b.tenants.dir.Next()
 	if first.Err != nil {
@@ -280,11 +287,24 @@ func (s *server) watchTenants(ctx context.Context) {
 // followTenants applies the changes of tenants, if there are any.
 func (s *server) followTenants() {
 	f := s.tenants
+	if fits := f.fits.Load(); fits != f.readFor {
+		f.readFor = fits
+		f.dir.Retry()
+	}
+	before, next := f.dir.Current(), f.dir.Next()
+
 	f.changing.Lock()
 	defer f.changing.Unlock()
+	if f.fits.Load() != f.readFor {
+		return // the configuration has changed meanwhile
+	}
+	s.applyTenants(before, next)
+}
 
-	before, next := f.dir.Current(), f.dir.Next()
-	changes := changesOf(before, next)
+// applyTenants makes next the current state of tenants. The caller holds
+// changing.
+func (s *server) applyTenants(before, next *tenant.State) {
+	f, changes := s.tenants, changesOf(before, next)
 	if err := s.recordTenants(changes, nil); err != nil {
 		// Access is only removed until the log can be written.
 		next = before.Removed(next)
@@ -297,9 +317,14 @@ func (s *server) followTenants() {
 		return
 	}
 
-	purged, err := s.setTenants(next)
+	var purged map[string]int
+	clients := s.allClients(s.configured, next)
+	_, err := access.New(clients) // before anything changes
 	if err == nil {
-		err = s.clients.Replace(s.allClients(s.configured, next))
+		purged, err = s.setTenants(next)
+	}
+	if err == nil {
+		err = s.clients.Replace(clients)
 	}
 	if err != nil {
 		s.log.Error("changing the tenants failed", zap.Error(err))
@@ -364,7 +389,7 @@ func (s *server) recordTenants(changes []tenantChange, purged map[string]int) er
 			continue
 		}
 		r := audit.Record{
-			Event: "tenant", Result: audit.OK, Operation: c.what, KMSKeyName: config.TenantKeys + ":" + c.name,
+			Event: "tenant", Result: audit.OK, Operation: c.what, KMSKeyName: config.TenantKeys + ":" + c.name, Tenant: c.name,
 		}
 		if n := purged[c.name]; purged != nil {
 			r.Purged = &n

@@ -228,7 +228,7 @@ func TestTenantsComeAndGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`"event":"tenant","result":"ok","kms_key_name":"tenant:acme","operation":"added"`,
+		`"event":"tenant","result":"ok","kms_key_name":"tenant:acme","tenant":"acme","operation":"added"`,
 		`"operation":"changed"`, `"operation":"removed","purged":`,
 		`"event":"create","result":"ok","kms_key_name":"tenant:acme"`, `"client":"acme-app"`,
 	} {
@@ -762,7 +762,7 @@ func TestUnopenedKeysOfTenants(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	records, err := os.ReadFile(f.audit)
-	if want := `"event":"create","result":"key not found","kms_key_name":"tenant:acme","source":"kms","client":"acme-app"`; err != nil ||
+	if want := `"event":"create","result":"key not found","kms_key_name":"tenant:acme","source":"kms","tenant":"acme","client":"acme-app"`; err != nil ||
 		!strings.Contains(string(records), want) {
 		t.Errorf("%s, %v", records, err)
 	}

@@ -140,10 +140,10 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	if f := s.tenants; f != nil {
 		f.changing.Lock()
 		defer f.changing.Unlock()
-		if err := fitTenants(f.dir.Current(), next); err != nil {
+		if err := fitTenants(f.state.Load(), next); err != nil {
 			return err
 		}
-		clients = s.allClients(next.Clients, f.dir.Current())
+		clients = s.allClients(next.Clients, f.state.Load())
 	}
 	if err := s.keys.CheckRules(rules); err != nil {
 		return err
@@ -175,7 +175,7 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	}
 	s.configured = next.Clients
 	if s.tenants != nil {
-		s.tenants.dir.SetParse(tenantParser(next))
+		s.tenants.fits.Store(next)
 	}
 	s.adminToken.Store(&next.AdminToken)
 

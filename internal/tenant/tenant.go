@@ -94,12 +94,11 @@ func (d *Dir) Accept(s *State) {
 	}
 }
 
-// SetParse replaces the function that parses files, because the configuration
-// has changed. Files with errors are parsed again.
-func (d *Dir) SetParse(parse ParseFunc) {
-	d.parse = parse
+// Retry makes Next parse all files again that are not served, because the
+// result of parsing can be another one.
+func (d *Dir) Retry() {
 	for name, f := range d.files {
-		if f.err != nil {
+		if f.tenant == nil || f.tenant != d.current.Tenants[name] {
 			delete(d.files, name)
 		}
 	}
