@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
@@ -926,3 +928,77 @@ func TestLimitsOfATenant(t *testing.T) {
 type failingWriter struct{ err error }
 
 func (w *failingWriter) Write(p []byte) (int, error) { return len(p), w.err }
+
+// TestRecoveryOfATenant: each tenant may have its own recovery key, which opens
+// its objects only.
+func TestRecoveryOfATenant(t *testing.T) {
+	f := startFileTenants(t)
+	f.add(t, "acme")
+	f.add(t, "beta")
+	command := func(code int, args ...string) string {
+		t.Helper()
+		var out bytes.Buffer
+		if got := run(t.Context(), args, &out, &out); got != code {
+			t.Errorf("%v: exit code %d: %s", args, got, out.String())
+		}
+		return out.String()
+	}
+	private := filepath.Join(f.keys, "recovery.key")
+	public := regexp.MustCompile(`(?m)^recovery_public_key: (\S+)$`).FindStringSubmatch(
+		command(0, "recovery", "keygen", "-o", private))[1]
+	recoverable := func(key string) string {
+		return strings.Replace(f.file("acme"), "acme.key}", key+".key, recovery_public_key: \""+public+"\"}", 1)
+	}
+	f.write(t, "acme", recoverable("acme"))
+
+	if out := command(0, "rewrap", "s3://data", "--config", f.config); !strings.Contains(out, "rewrapped  1 objects") {
+		t.Errorf("the object of before does not get the recovery key:\n%s", out)
+	}
+	if out := command(0, "rewrap", "s3://data", "--config", f.config); !strings.Contains(out, "rewrapped  0 objects") {
+		t.Errorf("again:\n%s", out)
+	}
+
+	// The key is lost.
+	if err := os.Remove(filepath.Join(f.keys, "acme.key")); err != nil {
+		t.Fatal(err)
+	}
+	command(1, "decrypt", "s3://data/acme/doc", "-o", "-", "--config", f.config)
+	if out := command(0, "decrypt", "s3://data/acme/doc", "-o", "-", "--config", f.config, "--recovery-key", private); !strings.Contains(out, "of acme") {
+		t.Errorf("with the recovery key: %s", out)
+	}
+	if out := command(1, "decrypt", "s3://data/beta/doc", "-o", "-", "--config", f.config, "--recovery-key", private); strings.Contains(out, "of beta") {
+		t.Errorf("it opens the object of another tenant: %s", out)
+	}
+
+	f.newKey(t, "acme-2")
+	f.write(t, "acme", recoverable("acme-2"))
+	command(0, "rewrap", "s3://data/acme/", "--config", f.config, "--recovery-key", private)
+	eventually(t, "the object is readable again", func() bool {
+		body, _ := f.as("acme").get(t.Context(), "acme/doc")
+		return body == "of acme"
+	})
+}
+
+// TestTenantsShareALogin: keys that differ only in their names share a token.
+func TestTenantsShareALogin(t *testing.T) {
+	vault := kmstest.StartVault(t)
+	vault.AddAppRole("role", "secret-id", kmstest.VaultToken{TTL: time.Hour, Renewable: true})
+	vault.AddAppRole("other", "secret-id", kmstest.VaultToken{TTL: time.Hour, Renewable: true})
+	f := startFileTenants(t)
+	file := func(name, role string) string {
+		_, rest, _ := strings.Cut(f.file(name), "\n")
+		return fmt.Sprintf("key: {provider: vault-transit, address: %q, key_id: %s, login: {approle: {role_id: %s, secret_id: secret-id}}}\n%s",
+			vault.URL(), name, role, rest)
+	}
+	for _, row := range []struct {
+		name, role string
+		logins     int
+	}{{"a", "role", 1}, {"b", "role", 1}, {"c", "other", 2}} {
+		vault.CreateKey(row.name, "aes256-gcm96", true)
+		f.write(t, row.name, file(row.name, row.role))
+		eventually(t, row.name+" is served", func() bool { return f.put(t.Context(), row.name+"/doc", "x") == nil })
+		if n := vault.Calls()["auth/approle/login"]; n != row.logins {
+			t.Errorf("%s: %d logins, not %d", row.name, n, row.logins)
+		}
+	}
+}
