@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -1000,5 +1001,88 @@ func TestTenantsShareALogin(t *testing.T) {
 		if n := vault.Calls()["auth/approle/login"]; n != row.logins {
 			t.Errorf("%s: %d logins, not %d", row.name, n, row.logins)
 		}
+	}
+}
+
+// TestKeyChangesDuringAnUpload: a multipart upload and a download go on under
+// another key if the old one is in also_known_as.
+func TestKeyChangesDuringAnUpload(t *testing.T) {
+	a := newAWSTenants(t)
+	f := startFileTenants(t)
+	for _, name := range []string{"old", "new"} {
+		a.add(t, name)
+	}
+	_, rest, _ := strings.Cut(f.file("acme"), "\n")
+	file := func(key, also string) string {
+		return fmt.Sprintf("key: {provider: aws-kms, key_id: %q, endpoint: %q, region: %s%s}\n%s", a.arns[key], a.URL(), a.Region(), also, rest)
+	}
+	f.write(t, "acme", file("old", ""))
+	eventually(t, "acme is served", func() bool { return f.put(t.Context(), "acme/doc", "of acme") == nil })
+
+	const size = 32 << 20
+	big := strings.Repeat("x", size)
+	if err := f.put(t.Context(), "acme/big", big); err != nil {
+		t.Fatal(err)
+	}
+	out, err := f.GetObject(t.Context(), &s3.GetObjectInput{Bucket: new(tenantBucket), Key: new("acme/big")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Body.Close()
+	if _, err := io.ReadFull(out.Body, make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	made, err := f.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: new(tenantBucket), Key: new("acme/parts")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parts []types.CompletedPart
+	upload := func(n int32) {
+		t.Helper()
+		part, err := f.UploadPart(t.Context(), &s3.UploadPartInput{
+			Bucket: new(tenantBucket), Key: new("acme/parts"), UploadId: made.UploadId, PartNumber: &n, Body: strings.NewReader(big[:5<<20]),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts = append(parts, types.CompletedPart{PartNumber: &n, ETag: part.ETag})
+	}
+
+	upload(1)
+	f.write(t, "acme", file("new", fmt.Sprintf(", also_known_as: [%q]", a.arns["old"])))
+	eventually(t, "the new key is used", func() bool {
+		put, err := f.PutObject(t.Context(), &s3.PutObjectInput{Bucket: new(tenantBucket), Key: new("acme/new"), Body: strings.NewReader("x")})
+		return err == nil && *put.SSEKMSKeyId == a.arns["new"]
+	})
+	upload(2)
+	if n, err := io.Copy(io.Discard, out.Body); err != nil || n != size-1<<20 {
+		t.Errorf("the download: %d more bytes, %v", n, err)
+	}
+	if _, err := f.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{
+		Bucket: new(tenantBucket), Key: new("acme/parts"), UploadId: made.UploadId,
+		MultipartUpload: &types.CompletedMultipartUpload{Parts: parts},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := f.GetObject(t.Context(), &s3.GetObjectInput{Bucket: new(tenantBucket), Key: new("acme/parts")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer whole.Body.Close()
+	if n, err := io.Copy(io.Discard, whole.Body); err != nil || n != 10<<20 {
+		t.Errorf("the object of two parts: %d bytes, %v", n, err)
+	}
+	if body, err := f.get(t.Context(), "acme/doc"); err != nil || body != "of acme" {
+		t.Errorf("%q, %v", body, err)
+	}
+
+	// The old key is given up.
+	f.write(t, "acme", file("new", ""))
+	eventually(t, "the old object is refused", func() bool {
+		_, err := f.get(t.Context(), "acme/doc")
+		return codeOf(err) == "AccessDenied"
+	})
+	if body, err := f.get(t.Context(), "acme/new"); err != nil || body != "x" {
+		t.Errorf("%q, %v", body, err)
 	}
 }
