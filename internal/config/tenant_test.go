@@ -72,6 +72,21 @@ func TestReadTenant(t *testing.T) {
 	}
 }
 
+// TestParseTenantOffline: clients and their secrets may be lost.
+func TestParseTenantOffline(t *testing.T) {
+	cfg, text := parse(t, area), strings.Replace(acme, "acmes-secret", "file:/does/not/exist", 1)
+	if _, err := config.ParseTenant("acme.yaml", []byte(text), cfg); err == nil {
+		t.Error("a missing secret is accepted")
+	}
+	got, err := config.ParseTenantOffline("acme.yaml", []byte(text), cfg)
+	if err != nil || got.Clients != nil || got.Key.KeyID != "alias/acme" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := config.ParseTenantOffline("acme.yaml", []byte(strings.Replace(text, "alias/acme", "''", 1)), cfg); err == nil {
+		t.Error("a missing key is accepted")
+	}
+}
+
 func TestReadTenantRefuses(t *testing.T) {
 	t.Setenv("SECRET", "of the vendor")
 	for _, row := range []struct{ name, old, changed, want string }{

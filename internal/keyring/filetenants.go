@@ -146,25 +146,24 @@ func (k *Keyring) SetTenants(list []FileTenant) (purged map[string]int, err erro
 	purged = make(map[string]int)
 	for _, key := range k.tenants.all() {
 		if key.tenant.family == k.fileKeys && !next.tenantOf(key.Name).has(key.tenant.id) {
-			purged[tenantName(key.Name)] += k.retireTenant(key)
+			k.tenants.mu.Lock()
+			purged[tenantName(key.Name)] += k.retire(key)
+			k.tenants.mu.Unlock()
 		}
 	}
 	return purged, nil
 }
 
-// retireTenant closes a key that may be in use.
-func (k *Keyring) retireTenant(key *keyState) (purged int) {
-	o := k.tenants
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.byName[key.Name] != key {
-		return 0 // closed meanwhile
+// retire closes a key that may be in use. The caller holds openKeys.mu.
+func (k *Keyring) retire(key *keyState) (purged int) {
+	if key.tenant.ended {
+		return 0
 	}
 
 	key.tenant.retired.Store(true) // first: no DEK is fetched after the purge
 	k.endTenant(key)
 	purged = k.cfg.Cache.Purge(key.rest.group.KeyID)
-	o.leaving = append(o.leaving, key)
+	k.tenants.leaving = append(k.tenants.leaving, key)
 	k.forgetLeaving()
 	return purged
 }

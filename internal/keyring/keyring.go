@@ -402,15 +402,24 @@ func (k *Keyring) Twins() (pairs [][2]string) {
 // Recipients returns the ids of the KMS keys that new data keys under the key
 // with this id are wrapped by, and of the recovery keys; see kms.KeysOf.
 func (k *Keyring) Recipients(id string) (keys, recovery []string) {
-	if key := k.lookup(id); key != nil {
-		return kms.RecipientsOf(key.kms.Load().wrapper)
-	}
-	for _, key := range k.tenants.all() { // two that share a KMS key may differ in their recovery keys
-		if service := key.kms.Load(); kms.SameKey(service.id, id) {
-			return kms.RecipientsOf(service.wrapper)
-		}
+	if w := k.opened(id); w != nil {
+		return kms.RecipientsOf(w)
 	}
 	return []string{id}, nil
+}
+
+// opened returns the open key with this id; nil for none. Of several tenants
+// that share a KMS key, it returns that of the one that used it last.
+func (k *Keyring) opened(id string) kms.Wrapper {
+	if key := k.lookup(id); key != nil {
+		return key.kms.Load().wrapper
+	}
+	for _, key := range k.tenants.all() {
+		if service := key.kms.Load(); kms.SameKey(service.id, id) {
+			return service.wrapper
+		}
+	}
+	return nil
 }
 
 // find returns the key with the id in an envelope.

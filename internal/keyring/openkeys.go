@@ -35,6 +35,7 @@ type tenant struct {
 	// The fields below are protected by openKeys.mu.
 	usedAt time.Time
 	place  *list.Element
+	ended  bool               // it is not among the open keys any more
 	stop   context.CancelFunc // ends the probes; nil if there are none
 }
 
@@ -213,13 +214,19 @@ func (t *tenant) closed() {
 
 // addTenant adds an open key, and closes others to make room. It reports
 // whether it did: not if all are in use, which is an error, and not if the
-// tenant has been changed meanwhile.
+// tenant has been changed or the key has been opened meanwhile.
 func (k *Keyring) addTenant(key *keyState, ref tenantRef) (added bool, err error) {
 	o := k.tenants
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if ref.file != nil && !k.files.Load().tenantOf(ref.name).has(ref.id) { // SetTenants retires keys under mu
 		return false, nil
+	}
+	if other := o.byName[key.Name]; other != nil {
+		if ref.is(other) {
+			return false, nil
+		}
+		k.retire(other) // SetTenants is about to do it
 	}
 
 	for e := o.recent.Back(); e != nil && o.recent.Len() >= o.most; {
@@ -258,6 +265,7 @@ func (k *Keyring) closeTenant(key *keyState) {
 func (k *Keyring) endTenant(key *keyState) {
 	k.tenants.recent.Remove(key.tenant.place)
 	delete(k.tenants.byName, key.Name)
+	key.tenant.ended = true
 	if key.tenant.stop != nil {
 		key.tenant.stop()
 	}

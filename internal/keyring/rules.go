@@ -117,11 +117,11 @@ func (k *Keyring) KeyID(ctx context.Context, obj Object, client, requestedKeyID 
 }
 
 // Unbound is Lease.Unbound for a wrapped DEK. It does not ask the KMS. It
-// returns false if the key is unknown.
+// returns false if the key is unknown, or not open.
 func (k *Keyring) Unbound(keyID string, wrapped []byte) bool {
-	key := k.lookup(keyID)
+	w := k.opened(keyID)
 	parsed, err := crypt.ParseWrappedKey(wrapped)
-	return key != nil && err == nil && kms.Unbound(key.kms.Load().wrapper, parsed.Blob)
+	return w != nil && err == nil && kms.Unbound(w, parsed.Blob)
 }
 
 // SetDefault chooses the key for new objects in a bucket, by id or name; ""
