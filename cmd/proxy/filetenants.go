@@ -190,7 +190,10 @@ type sharedLogin struct {
 func (s *sharedKMS) open(
 	ctx context.Context, k config.Key, report kms.Report,
 ) (_ kms.Wrapper, release func(), _ error) {
-	if k.Provider != config.AWSKMS && (k.Provider != config.VaultTransit || k.EnvelopeID != "") {
+	switch {
+	case k.Provider == config.AWSKMS, k.Provider == config.GCPKMS:
+	case k.Provider == config.VaultTransit && k.EnvelopeID == "":
+	default:
 		return openAlone(ctx, k, report)
 	}
 
@@ -215,13 +218,19 @@ func openAlone(ctx context.Context, k config.Key, report kms.Report) (_ kms.Wrap
 	return w, runUntilReleased(w), nil
 }
 
-// runUntilReleased runs the background work of a provider.
+// runUntilReleased runs the background work of a provider, and closes its
+// connections at the end.
 func runUntilReleased(shared any) (release context.CancelFunc) {
 	ctx, stop := context.WithCancel(context.Background())
 	if t, ok := shared.(interface{ Run(ctx context.Context) }); ok {
 		go t.Run(ctx)
 	}
-	return stop
+	return func() {
+		stop()
+		if c, ok := shared.(io.Closer); ok {
+			_ = c.Close() // nothing depends on it any more
+		}
+	}
 }
 
 // join returns the login for a key.
@@ -389,7 +398,8 @@ func (s *server) recordTenants(changes []tenantChange, purged map[string]int) er
 			continue
 		}
 		r := audit.Record{
-			Event: "tenant", Result: audit.OK, Operation: c.what, KMSKeyName: config.TenantKeys + ":" + c.name, Tenant: c.name,
+			Event: "tenant", Result: audit.OK, Operation: c.what, Tenant: c.name,
+			KMSKeyName: config.TenantKeys + ":" + c.name,
 		}
 		if n := purged[c.name]; purged != nil {
 			r.Purged = &n

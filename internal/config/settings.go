@@ -195,8 +195,8 @@ type Key struct {
 	// apply.
 	Provider Provider `yaml:"provider" config:"required" values:"aws-kms vault-transit gcp-kms azure-keyvault pkcs11 local all-of any-of"`
 	// KeyID identifies the key in the KMS, in the KMS's notation. For
-	// pkcs11, it is the CKA_ID in hexadecimal. For aws-kms and
-	// vault-transit, it may be a template; see IsTemplate.
+	// pkcs11, it is the CKA_ID in hexadecimal. For aws-kms, vault-transit and
+	// gcp-kms, it may be a template; see IsTemplate.
 	KeyID string `yaml:"key_id"`
 	// RoleARN is a role to assume for calls to the KMS. Empty means the
 	// proxy's own identity.
