@@ -683,7 +683,7 @@ func (k *Keyring) openLease(
 // fetch gets the DEK of a lease through the cache.
 func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, *useTrace, error) {
 	a := &useTrace{}
-	if l.key.isRetired() { // whoever may open it now may have put it into the cache
+	if l.key.isRetired() { // the tenant that has the object now may have cached it
 		_, end, err := k.replacement(ctx, l)
 		if err != nil {
 			a.cached.Store(true)

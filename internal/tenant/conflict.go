@@ -26,7 +26,7 @@ func (d *Dir) settle(next *State) {
 		settled := true
 		for _, c := range conflicts(next) {
 			for _, name := range []string{c.a, c.b} {
-				before, now := d.current.Tenants[name], next.Tenants[name]
+				before, now := d.accepted.Tenants[name], next.Tenants[name]
 				if now == nil || now == before {
 					continue
 				}

@@ -42,7 +42,7 @@ type Dir struct {
 
 	files    map[string]*file // by name of the tenant
 	identity livefile.Fingerprint
-	current  *State
+	accepted *State
 }
 
 // file is what is known of a file.
@@ -80,15 +80,15 @@ type Problem struct {
 
 // Open returns the Dir at a path, without tenants: call Next and Accept.
 func Open(path string, parse ParseFunc) *Dir {
-	return &Dir{path: path, parse: parse, files: make(map[string]*file), current: &State{}}
+	return &Dir{path: path, parse: parse, files: make(map[string]*file), accepted: &State{}}
 }
 
 // Current returns the State that was accepted last.
-func (d *Dir) Current() *State { return d.current }
+func (d *Dir) Current() *State { return d.accepted }
 
 // Accept makes a State from Next the current one.
 func (d *Dir) Accept(s *State) {
-	d.current = s
+	d.accepted = s
 	if s.Err == nil {
 		d.identity = s.identity
 	}
@@ -98,7 +98,7 @@ func (d *Dir) Accept(s *State) {
 // result of parsing can be another one.
 func (d *Dir) Retry() {
 	for name, f := range d.files {
-		if f.tenant == nil || f.tenant != d.current.Tenants[name] {
+		if f.tenant == nil || f.tenant != d.accepted.Tenants[name] {
 			delete(d.files, name)
 		}
 	}
@@ -119,7 +119,7 @@ func (d *Dir) Next() *State {
 			err = errReplaced
 			continue
 		}
-		if len(found.tenants) == 0 && len(d.current.Tenants) > 0 && !found.mounted &&
+		if len(found.tenants) == 0 && len(d.accepted.Tenants) > 0 && !found.mounted &&
 			!found.identity.SameFile(d.identity) {
 			err = errEmpty
 			break
@@ -132,7 +132,7 @@ func (d *Dir) Next() *State {
 	}
 
 	return &State{
-		Tenants: d.current.Tenants, Problems: d.current.Problems,
+		Tenants: d.accepted.Tenants, Problems: d.accepted.Problems,
 		Err: fmt.Errorf("tenants_dir: %w; the tenants stay as they were", err),
 	}
 }
@@ -149,7 +149,7 @@ func (d *Dir) follow(found listing) (*State, map[string]*file) {
 		}
 
 		files[name] = f
-		before := d.current.Tenants[name]
+		before := d.accepted.Tenants[name]
 		switch {
 		case f.err != nil:
 			next.problem(d.pathOf(name), name, before != nil, f.err)
