@@ -274,13 +274,17 @@ func loginSettings(k config.Key) config.Key {
 	return k
 }
 
-// tenantsInterval is the least time between two searches for changes. They
-// take at most a fiftieth of the time.
-const tenantsInterval = time.Second
+// The time between two searches for changes. Searches that take long are made
+// less often.
+const (
+	leastTenantsPause = time.Second
+	mostTenantsPause  = 5 * time.Second
+	tenantsPause      = 20 // times as long as the last search
+)
 
 // watchTenants follows the changes of tenants until ctx ends.
 func (s *server) watchTenants(ctx context.Context) {
-	for wait := tenantsInterval; ; {
+	for wait := leastTenantsPause; ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -289,7 +293,7 @@ func (s *server) watchTenants(ctx context.Context) {
 
 		start := time.Now()
 		s.followTenants()
-		wait = max(tenantsInterval, 50*time.Since(start))
+		wait = min(max(leastTenantsPause, tenantsPause*time.Since(start)), mostTenantsPause)
 	}
 }
 

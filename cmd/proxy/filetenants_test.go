@@ -705,7 +705,7 @@ clients: [{name: %s-app, access_key: AK%s, secret_key: secret-of-%s}]
 	f.newKey(t, "default")
 
 	before, start := heap(), time.Now()
-	f.startIn(t, dir, proxytest.ServeStore(t))
+	f.startIn(t, dir, proxytest.ServeStore(t), "revocation_probe: 5s", "revocation_probe: 10s")
 	t.Logf("start with %d tenants: %v, %d KiB of heap, store included",
 		tenants, time.Since(start), (int64(heap())-int64(before))>>10)
 	if _, err := f.store.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: new(tenantBucket)}); err != nil {
