@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/keytemplate"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
@@ -174,6 +175,41 @@ func TestReadKeysOfATenant(t *testing.T) {
 	if d.KeyID != s.key("beta").KeyID() {
 		t.Errorf("a new object is under %s", d.KeyID)
 	}
+}
+
+// TestReadKeysWithATemplate: objects from before, under the key of a template,
+// can be read, and others do not open that key.
+func TestReadKeysWithATemplate(t *testing.T) {
+	t.Parallel()
+	s := newTenantKMS(t, "acme", "own")
+	old := newTenants(t, s, nil)
+	before := createAt(t, old, "acme/x")
+	before.Release()
+
+	text, err := keytemplate.Parse("key/${prefix.1}")
+	must(t, err)
+	acme := fileTenant(s, "acme", "own")
+	k := newFileTenants(t, s, func(c *keyring.Config) {
+		c.Keys = append(c.Keys, keyring.Key{Name: "tenants", Template: &keyring.Template{Text: text, Open: s.open}})
+	}, acme)
+	if _, err := k.Open(t.Context(), in("acme/x"), before.KeyID, before.Wrapped); !errors.Is(err, keyring.ErrNotRead) {
+		t.Errorf("without read_keys: %v", err)
+	}
+	acme.ReadKeys = []string{"tenants"}
+	setTenants(t, k, acme)
+	opens, _ := s.opened("tenants:acme")
+
+	d := createAt(t, k, "acme/y")
+	defer d.Release()
+	l, err := k.Open(t.Context(), in("acme/y"), d.KeyID, d.Wrapped)
+	must(t, err)
+	l.Release()
+	if n, _ := s.opened("tenants:acme"); n != opens || d.KeyID != s.key("own").KeyID() {
+		t.Errorf("the old key was opened %d times for a new object under %s", n-opens, d.KeyID)
+	}
+	l, err = k.Open(t.Context(), in("acme/x"), before.KeyID, before.Wrapped)
+	must(t, err)
+	l.Release()
 }
 
 // TestRemovedTenant: nothing of a removed tenant opens, its running transfers

@@ -186,8 +186,9 @@ func (k *Keyring) findAny(ctx context.Context, obj Object, keyID string) (*keySt
 // the client. Errors: ErrKeyName, ErrNoTenant.
 func (k *Keyring) familiesOf(obj Object) (families []*keyState, err error) {
 	if r, ok, err := k.tenantRule(obj); ok || err != nil {
+		families = append(families, k.fileKeys) // first, so that others are opened for old objects only
 		for _, key := range k.keys {
-			if key.isTemplate() && r.names(key) {
+			if key.isTemplate() && key != k.fileKeys && r.names(key) {
 				families = append(families, key)
 			}
 		}
