@@ -23,6 +23,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/cmekproxy/cmekproxy/internal/audit"
+	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 	"github.com/cmekproxy/cmekproxy/internal/proxytest"
@@ -1084,5 +1085,64 @@ func TestKeyChangesDuringAnUpload(t *testing.T) {
 	})
 	if body, err := f.get(t.Context(), "acme/new"); err != nil || body != "x" {
 		t.Errorf("%q, %v", body, err)
+	}
+}
+
+// TestSharedLoginEnds: a login is shared by keys that differ in their ids only,
+// and ends with the last of them.
+func TestSharedLoginEnds(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "example")
+	vault := kmstest.StartVault(t)
+	key := func(change func(*config.Key)) config.Key {
+		k := config.Key{
+			Name: "tenant:a", Provider: config.VaultTransit, Address: vault.URL(), KeyID: "a", Timeout: 2 * time.Second,
+			Login: config.Login{Token: config.Secret(vault.NewToken(kmstest.VaultToken{}))},
+		}
+		change(&k)
+		return k
+	}
+	aws := func(region, role string) config.Key {
+		return config.Key{
+			Provider: config.AWSKMS, KeyID: "arn:aws:kms:" + region + ":111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+			RoleARN: role, Timeout: time.Second,
+		}
+	}
+	one := key(func(*config.Key) {})
+	for _, row := range []struct {
+		name   string
+		a, b   config.Key
+		shared bool
+	}{
+		{"another id", one, func() config.Key { k := one; k.Name, k.KeyID = "tenant:b", "b"; return k }(), true},
+		{"another token", one, key(func(*config.Key) {}), false},
+		{"another mount", one, func() config.Key { k := one; k.Mount = "other"; return k }(), false},
+		{"another timeout", one, func() config.Key { k := one; k.Timeout = time.Second; return k }(), false},
+		{"the same region", aws("eu-central-1", ""), aws("eu-central-1", ""), true},
+		{"another region", aws("eu-central-1", ""), aws("eu-west-1", ""), false},
+		{"another role", aws("eu-central-1", ""), aws("eu-central-1", "arn:aws:iam::111122223333:role/x"), false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var s sharedKMS
+			_, releaseA, err := s.open(t.Context(), row.a, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, releaseB, err := s.open(t.Context(), row.b, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if shared := len(s.logins) == 1; shared != row.shared {
+				t.Errorf("%d logins", len(s.logins))
+			}
+			releaseA()
+			if len(s.logins) != 1 {
+				t.Errorf("%d logins after one is released", len(s.logins))
+			}
+			releaseB()
+			if len(s.logins) != 0 {
+				t.Errorf("%d logins at the end", len(s.logins))
+			}
+		})
 	}
 }
