@@ -61,6 +61,7 @@ func (s *server) adminAPI() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /admin/purge", s.servePurge)
 	mux.HandleFunc("GET /admin/keys", s.serveKeys)
+	mux.HandleFunc("GET /admin/tenants", s.serveTenants)
 	mux.HandleFunc("GET /admin/store", s.serveStore)
 	mux.HandleFunc("POST /admin/store", s.probeStore)
 	mux.HandleFunc(
@@ -252,7 +253,7 @@ func describeKey(s keyring.Status) keyStatus {
 		RevocationSeconds: s.Window.Seconds(), LastByteSeconds: s.LastUse.Seconds(),
 	}
 	out.Template = s.Template
-	if s.State == keyring.IsTemplate {
+	if s.State == keyring.IsTemplate || s.State == keyring.AreTenants {
 		out.Open = &s.Open
 	}
 	if !s.Answered.IsZero() {
@@ -270,6 +271,38 @@ func describeKey(s keyring.Status) keyStatus {
 		}
 	}
 	return out
+}
+
+// tenantsStatus is the response of /admin/tenants.
+type tenantsStatus struct {
+	Served int            `json:"served"`          // number of tenants
+	Error  string         `json:"error,omitempty"` // why the directory cannot be read
+	Files  []tenantStatus `json:"files_with_errors"`
+}
+
+type tenantStatus struct {
+	Path   string `json:"path"`
+	Tenant string `json:"tenant,omitempty"`
+	Error  string `json:"error"`
+	Served bool   `json:"earlier_version_served"`
+}
+
+// serveTenants shows which files of tenants have errors.
+func (s *server) serveTenants(w http.ResponseWriter, _ *http.Request) {
+	if s.tenants == nil {
+		http.Error(w, "there is no tenants_dir in the configuration", http.StatusNotFound)
+		return
+	}
+
+	state := s.tenants.state.Load()
+	out := tenantsStatus{Served: len(state.Tenants), Files: []tenantStatus{}}
+	if state.Err != nil {
+		out.Error = state.Err.Error()
+	}
+	for _, p := range state.Problems[:min(len(state.Problems), shownTenants)] {
+		out.Files = append(out.Files, tenantStatus{p.Path, p.Tenant, p.Err.Error(), p.Served})
+	}
+	answerJSON(w, out)
 }
 
 func answerJSON(w http.ResponseWriter, body any) {

@@ -18,6 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/cmekproxy/cmekproxy/internal/tenant"
 )
 
 // checkTimeout limits each single check.
@@ -67,6 +68,7 @@ func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 		)
 	}
 
+	c.tenants(cfg)
 	c.line(checkAudit(cfg.Audit), "audit log")
 	c.certificate(cfg.TLS)
 	for _, name := range shortSecrets(cfg.Clients) {
@@ -116,6 +118,19 @@ func (c *checker) line(err error, format string, args ...any) {
 		return
 	}
 	fmt.Fprintf(c.out, "ok    %s\n", what)
+}
+
+// tenants reads the file of each tenant.
+func (c *checker) tenants(cfg *config.Config) {
+	if cfg.TenantsDir == "" {
+		return
+	}
+	state := tenant.Open(cfg.TenantsDir, tenantParser(cfg)).Next()
+	for _, p := range state.Problems {
+		c.line(p.Err, "tenant file %q", p.Path)
+	}
+	c.line(state.Err, "tenants_dir %s: %d tenants; their keys are not tried, as they are opened when they are used",
+		cfg.TenantsDir, len(state.Tenants))
 }
 
 // server builds the server as serve does, and prints what is unusual about

@@ -137,7 +137,7 @@ func openToDecrypt(
 	}
 
 	if o.recovery != "" {
-		cfg.Keys, cfg.Encryption.Rules, cfg.Encryption.BucketDefaultsFile = nil, nil, ""
+		cfg.Keys, cfg.Encryption.Rules, cfg.Encryption.BucketDefaultsFile, cfg.TenantsDir = nil, nil, "", ""
 	}
 	if d, err = openDirectAt(ctx, cfg, socket, target, progress); err != nil {
 		stopStore()

@@ -40,6 +40,7 @@ func openDirectAt(
 	if err != nil {
 		return nil, err
 	}
+	b.warnOfTenants(progress)
 	for _, k := range b.opened {
 		b.keep(ctx, k)
 	}

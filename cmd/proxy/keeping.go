@@ -58,12 +58,20 @@ func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
 // limited is withLimits. opened is called with 1 when the circuit breaker
 // opens, and with -1 when it closes.
 func (b *backend) limited(k config.Key, w kms.Wrapper, opened func(float64)) kms.Wrapper {
-	limits := kms.LimitConfig{MaxConcurrent: b.cfg.KMS.MaxConcurrent}
+	return b.limitedTo(b.limitsOf(k), w, opened)
+}
 
+// limitsOf returns the limits of each key.
+func (b *backend) limitsOf(k config.Key) kms.LimitConfig {
+	limits := kms.LimitConfig{MaxConcurrent: b.cfg.KMS.MaxConcurrent}
 	if k.Provider != config.Local { // a local key has no quota
 		limits.PerSecond, limits.Burst = float64(b.cfg.KMS.MaxPerSecond), b.cfg.KMS.MaxPerSecond
 	}
+	return limits
+}
 
+// limitedTo is limited with these limits.
+func (b *backend) limitedTo(limits kms.LimitConfig, w kms.Wrapper, opened func(float64)) kms.Wrapper {
 	limited := kms.Limit(w, limits)
 	broken := kms.Breaker(limited, kms.BreakerConfig{
 		OnChange: func(open bool) {

@@ -10,11 +10,13 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
+	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/cmekproxy/cmekproxy/internal/tenant"
 )
 
 // keyObserver counts and logs events of keys.
@@ -120,10 +122,12 @@ func (b *backend) keyLabels() map[string]string {
 			labels[earlierKey(k, j).Name] = label
 		}
 	}
+	labels[config.TenantKeys] = config.TenantKeys
 	return labels
 }
 
 func (b *backend) measureKeys() {
+	b.measureTenants()
 	count := func(name, help string, of func(dekcache.Stats) uint64) {
 		b.metrics.Counter(name, help, func() float64 { return float64(of(b.cache.Stats())) })
 	}
@@ -204,6 +208,34 @@ func (b *backend) measureKeys() {
 	} {
 		b.metrics.ByKey(m.name, m.help, b.ofEachLabel(m.of, m.together))
 	}
+}
+
+func (b *backend) measureTenants() {
+	of := func(value func(s *tenant.State) int) func() float64 {
+		return func() float64 {
+			if b.tenants == nil {
+				return 0
+			}
+			s := b.tenants.state.Load()
+			if s == nil {
+				return 0
+			}
+			return float64(value(s))
+		}
+	}
+
+	b.metrics.Gauge("cmekproxy_tenants", "Tenants of tenants_dir that are served.",
+		of(func(s *tenant.State) int { return len(s.Tenants) }))
+	b.metrics.Gauge("cmekproxy_tenant_file_errors", "Files in tenants_dir with an error.",
+		of(func(s *tenant.State) int { return len(s.Problems) }))
+	b.metrics.Gauge("cmekproxy_tenants_dir_failed",
+		"1 if tenants_dir could not be read the last time, so that its changes are not seen.",
+		of(func(s *tenant.State) int {
+			if s.Err != nil {
+				return 1
+			}
+			return 0
+		}))
 }
 
 func revokedAsNumber(s keyring.Status) float64 {

@@ -37,6 +37,7 @@ type backend struct {
 	opened   []openKey                   // the keys that could be opened at the start
 	members  map[string]*memberKey       // by name, the keys that others consist of
 	shared   map[string]*templateKeys    // by name, the templates
+	tenants  *tenantFiles                // nil without tenants_dir
 	keeping  sync.Map                    // by key name, the context.CancelFunc that ends keep
 	duties   []func(ctx context.Context) // background work while the keys are in use
 }
@@ -61,6 +62,10 @@ func openBackend(
 		return nil, err
 	}
 	if err := b.openKeyring(ctx, auditor); err != nil {
+		return nil, err
+	}
+	if err := b.openTenants(); err != nil {
+		b.close()
 		return nil, err
 	}
 	return b, nil
@@ -101,6 +106,7 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 		LiteralKeys:   b.cfg.Origin.Keys == config.LiteralKeys,
 		FormatVersion: crypt.Version(b.cfg.Encryption.FormatVersion), //nolint:gosec // 1 or 2
 		Observer:      b.observer, Auditor: auditor, Defaults: defaults, MaxOpen: b.cfg.KMS.MaxOpenKeys,
+		FileTenants: b.cfg.TenantsDir != "",
 	})
 	if err != nil {
 		return err
@@ -208,6 +214,7 @@ func buildRules(list []config.Rule) []keyring.Rule {
 			ReadKeys:           r.ReadKeys,
 			SealMetadata:       r.SealMetadata,
 			Reuse:              buildReuse(r.DEKReuse),
+			Tenants:            r.Tenants,
 		})
 	}
 	return rules

@@ -20,9 +20,7 @@ func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wra
 	case config.VaultTransit:
 		return kms.NewVault(vaultConfig(k, report))
 	case config.GCPKMS:
-		return kms.NewGCP(ctx, kms.GCPConfig{
-			KeyID: k.KeyID, Endpoint: k.Endpoint, CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
-		})
+		return kms.NewGCP(ctx, gcpConfig(k, report))
 	case config.AzureKeyVault:
 		return kms.NewAzure(kms.AzureConfig{
 			KeyID: k.KeyID, Algorithm: k.Algorithm, EnvelopeID: k.EnvelopeID, CAFile: k.CAFile, Report: report,
@@ -60,6 +58,12 @@ func awsConfig(k config.Key, report kms.Report) kms.AWSConfig {
 		Report:      report,
 		Timeout:     k.Timeout,
 		MaxAttempts: 1,
+	}
+}
+
+func gcpConfig(k config.Key, report kms.Report) kms.GCPConfig {
+	return kms.GCPConfig{
+		KeyID: k.KeyID, Endpoint: k.Endpoint, CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
 	}
 }
 

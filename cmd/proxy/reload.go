@@ -137,6 +137,14 @@ func (s *server) reloadSecrets(ctx context.Context) {
 // audit log first. If that fails, nothing changes.
 func (s *server) apply(ctx context.Context, next *config.Config, why string) error {
 	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients, s.cfg.Origin.Keys)
+	if f := s.tenants; f != nil {
+		f.changing.Lock()
+		defer f.changing.Unlock()
+		if err := fitTenants(f.state.Load(), next); err != nil {
+			return err
+		}
+		clients = s.allClients(next.Clients, f.state.Load())
+	}
 	if err := s.keys.CheckRules(rules); err != nil {
 		return err
 	}
@@ -152,7 +160,7 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 			dek.TTL,
 			dek.RevocationProbe,
 			len(rules),
-			len(clients),
+			len(next.Clients),
 		),
 	})
 	if err != nil {
@@ -164,6 +172,10 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	}
 	if err := s.clients.Replace(clients); err != nil {
 		return err
+	}
+	s.configured = next.Clients
+	if s.tenants != nil {
+		s.tenants.fits.Store(next)
 	}
 	s.adminToken.Store(&next.AdminToken)
 

@@ -221,6 +221,9 @@ func (s *server) startDuties(ctx context.Context) {
 	go s.keys.Run(ctx)
 	s.tryKeys(ctx)
 	s.onSignals(ctx)
+	if s.tenants != nil {
+		go s.watchTenants(ctx)
+	}
 }
 
 func (s *server) httpServer(handler http.Handler) *http.Server {

@@ -32,6 +32,9 @@ type server struct {
 	file    *configFile // the source of cfg, and its last reload; nil for none
 	audit   *audit.Log  // nil without an audit log, and before serve
 	clients *access.Directory
+	// configured are the clients of the configuration, without those of
+	// tenants.
+	configured []config.Client
 
 	adminToken atomic.Pointer[config.Secret]
 	s3         http.Handler
@@ -41,7 +44,7 @@ type server struct {
 // newServer opens the store and the keys, and creates the S3 API. unixSocket
 // is that of openBackend.
 func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*server, error) {
-	s := &server{}
+	s := &server{configured: cfg.Clients}
 	s.adminToken.Store(&cfg.AdminToken)
 	var err error
 	if s.clients, err = buildClients(cfg, log); err != nil {
@@ -57,6 +60,12 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 	}
 	if s.backend, err = openBackend(ctx, cfg, log, unixSocket, auditor); err != nil {
 		return nil, err
+	}
+	if s.tenants != nil {
+		if err := s.clients.Replace(s.allClients(cfg.Clients, s.tenants.dir.Current())); err != nil {
+			s.backend.close()
+			return nil, err
+		}
 	}
 
 	s.s3 = s3api.New(s3api.Config{

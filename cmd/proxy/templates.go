@@ -39,6 +39,12 @@ func buildShared(ctx context.Context, k config.Key, report kms.Report) (openFunc
 			return nil, nil, err
 		}
 		return func(_ context.Context, id string) (kms.Wrapper, error) { return keys.Open(id) }, keys, nil
+	case config.GCPKMS:
+		keys, err := kms.NewGCPKeys(ctx, gcpConfig(k, report))
+		if err != nil {
+			return nil, nil, err
+		}
+		return func(_ context.Context, id string) (kms.Wrapper, error) { return keys.Open(id) }, keys, nil
 	case config.Local:
 		return func(_ context.Context, id string) (kms.Wrapper, error) { return kms.NewLocal(id) }, nil, nil
 	default:

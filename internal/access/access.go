@@ -60,6 +60,11 @@ type Client struct {
 	Secret    string `json:"-"` // signs requests
 	Anonymous bool   // the client of unsigned requests, which has no AccessKey and Secret
 	Allow     []Grant
+	// Group is the name of the clients that share GroupLimit, the number of
+	// concurrent requests; "" for none. A GroupLimit of 0 is that of a single
+	// client.
+	Group      string
+	GroupLimit int
 	// LiteralKeys is set if the store gives "." and ".." in object keys no
 	// special meaning. If it is false, no prefix covers a key with such a
 	// segment.

@@ -33,6 +33,7 @@ type Record struct {
 	Source        string `json:"source,omitempty"`          // source of the data key: cache, kms, joined, customer
 	KMSRequestID  string `json:"kms_request_id,omitempty"`  // the KMS's id of the request, also in the KMS's own log
 
+	Tenant    string `json:"tenant,omitempty"` // that has the object
 	Client    string `json:"client,omitempty"`
 	Session   string `json:"session,omitempty"` // access key of temporary credentials
 	Remote    string `json:"remote,omitempty"`  // address of the client

@@ -25,7 +25,11 @@ const (
 // that already have a problem.
 func (d *decoder) check(c *Config) {
 	d.checkOrigin(&c.Origin)
+	if c.TenantsDir == "" {
+		d.require(&c.Keys, "keys")
+	}
 	d.checkKeys(c.Keys)
+	d.checkTenantsDir(c)
 	d.checkTimeouts(c)
 	d.checkRules(c)
 	d.checkFormat(c)
@@ -51,12 +55,22 @@ func (d *decoder) checkServer(c *Config) {
 		d.checkDomain(&c.Domains[i])
 	}
 	d.checkTLS(&c.TLS)
+	if c.TenantsDir == "" {
+		d.require(&c.Clients, "clients")
+	}
 	d.checkClients(c.Clients)
 	d.checkRuleClients(c)
 	d.checkOutageWait(c)
 	d.checkAudit(&c.Audit)
 
 	d.checkLimits(&c.Limits)
+}
+
+// require reports a setting of the file that is missing.
+func (d *decoder) require(field any, name string) {
+	if !d.given[field] {
+		d.fail(field, "%q is missing in the file", name)
+	}
 }
 
 // empty reports whether a field has no value, for another reason than an
@@ -220,41 +234,12 @@ func (d *decoder) checkKeys(keys []Key) {
 	for i := range keys {
 		k := &keys[i]
 		d.checkUnique(&k.Name, names, "a key with this name")
+		d.checkKey(k)
 
-		if _, ok := providerSettings[k.Provider]; !ok {
-			continue // already reported
-		}
-
-		d.checkSettings(k)
-		switch k.Provider {
-		case AWSKMS:
-			d.checkEndpoint(&k.Endpoint, "endpoint")
-			d.checkSecure(&k.Endpoint, "endpoint", k.Insecure)
-
-			if k.RoleARN != "" && !strings.HasPrefix(k.RoleARN, "arn:") {
-				d.fail(&k.RoleARN, "role_arn must begin with arn:")
-			}
-			if k.ExternalID != "" && k.RoleARN == "" {
-				d.fail(&k.ExternalID, "external_id needs a role_arn")
-			}
-
-			d.checkAlsoKnownAs(k)
-		case VaultTransit:
-			d.checkEndpoint(&k.Address, "address")
-			d.checkSecure(&k.Address, "address", k.Insecure)
-			d.checkLogin(&k.Login)
-		case AzureKeyVault:
-			d.checkBindings(k)
-		case PKCS11:
-			if _, err := hex.DecodeString(k.KeyID); err != nil {
-				d.fail(&k.KeyID, "key_id of a pkcs11 key must be its CKA_ID in hexadecimal")
-			}
-		case AllOf, AnyOf:
+		if k.IsTogether() {
 			d.checkMembers(k, keys)
-		default: // no further checks
 		}
-		d.checkRecovery(k)
-		if k.IsTemplate() {
+		if _, ok := providerSettings[k.Provider]; ok && k.IsTemplate() {
 			d.checkTemplate(k, keys)
 		}
 	}
@@ -286,6 +271,41 @@ func (d *decoder) checkFormat(c *Config) {
 			d.fail(&k.Provider, needs, "provider "+string(k.Provider))
 		}
 	}
+}
+
+// checkKey checks a key by itself.
+func (d *decoder) checkKey(k *Key) {
+	if _, ok := providerSettings[k.Provider]; !ok {
+		return // already reported
+	}
+
+	d.checkSettings(k)
+	switch k.Provider {
+	case AWSKMS:
+		d.checkEndpoint(&k.Endpoint, "endpoint")
+		d.checkSecure(&k.Endpoint, "endpoint", k.Insecure)
+
+		if k.RoleARN != "" && !strings.HasPrefix(k.RoleARN, "arn:") {
+			d.fail(&k.RoleARN, "role_arn must begin with arn:")
+		}
+		if k.ExternalID != "" && k.RoleARN == "" {
+			d.fail(&k.ExternalID, "external_id needs a role_arn")
+		}
+
+		d.checkAlsoKnownAs(k)
+	case VaultTransit:
+		d.checkEndpoint(&k.Address, "address")
+		d.checkSecure(&k.Address, "address", k.Insecure)
+		d.checkLogin(&k.Login)
+	case AzureKeyVault:
+		d.checkBindings(k)
+	case PKCS11:
+		if _, err := hex.DecodeString(k.KeyID); err != nil {
+			d.fail(&k.KeyID, "key_id of a pkcs11 key must be its CKA_ID in hexadecimal")
+		}
+	default: // no further checks
+	}
+	d.checkRecovery(k)
 }
 
 // checkMembers checks the members of a key that consists of others.
@@ -490,6 +510,7 @@ func (d *decoder) checkRules(c *Config) {
 		}
 
 		switch {
+		case r.Tenants: // no other rule applies to its objects
 		case catchAll != nil:
 			d.fail(r, "this rule is never reached: the one on line %d matches everything", d.places[catchAll].line)
 		case matchesAll(r):
@@ -497,10 +518,25 @@ func (d *decoder) checkRules(c *Config) {
 		}
 
 		d.checkPatterns(r.Buckets)
-		d.checkName(&r.Key, keys, "key", &c.Keys)
+		if r.Tenants {
+			d.checkArea(r)
+		} else {
+			d.checkRuleKey(r, i, keys, c)
+		}
 		d.checkKeyPatterns(r.AllowedKeys, keys)
 		d.checkKeyPatterns(r.ReadKeys, keys)
 		d.checkReuse(&r.DEKReuse)
+	}
+}
+
+func (d *decoder) checkRuleKey(r *Rule, i int, keys []string, c *Config) {
+	switch {
+	case r.Key == "" && !d.given[&r.Key]:
+		d.fail(&r.Key, "%q is missing in encryption.rules[%d]", "key", i)
+	case r.Key == "":
+		d.fail(&r.Key, "encryption.rules[%d].key is empty", i)
+	default:
+		d.checkName(&r.Key, keys, "key", &c.Keys)
 	}
 }
 

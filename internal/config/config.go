@@ -19,6 +19,7 @@
 //	secret.go      Secret: a string that does not print itself
 //	check.go       checks of the values
 //	template.go    keys that are templates
+//	tenant.go      files of tenants
 //	address.go     checks of addresses and URLs
 //	errors.go      Error, and suggestions for misspelled names
 //	words.go       struct tags, and words for errors

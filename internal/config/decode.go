@@ -13,7 +13,9 @@ import (
 type decoder struct {
 	file      string
 	lookupEnv func(string) (string, bool)
-	offline   bool // skip the settings that only the server needs
+	offline   bool     // skip the settings that only the server needs
+	tenant    bool     // the file is that of a tenant
+	secrets   []string // the files that secrets were read from
 	problems  []Problem
 	// places records where each field, by its address, was set, so that
 	// later checks can report a position. A field that is not in the file
@@ -86,10 +88,12 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 	}
 
 	fields := fieldsOf(v.Type())
-	names := make([]string, len(fields))
+	var names []string
 
-	for i, f := range fields {
-		names[i] = f.name
+	for _, f := range fields {
+		if !d.leavesOut(join(path, f.name)) {
+			names = append(names, f.name)
+		}
 	}
 
 	seen := make(map[string]int) // line by name
@@ -104,7 +108,7 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 		}
 
 		seen[key.Value] = key.Line
-		field := slices.Index(names, key.Value)
+		field := slices.IndexFunc(fields, func(f field) bool { return f.name == key.Value })
 		if d.skips(fields[field]) {
 			continue
 		}
@@ -115,7 +119,7 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 	for i, f := range fields {
 		_, ok := seen[f.name]
 		switch field := v.Field(i); {
-		case d.skips(f):
+		case d.skips(f), d.leavesOut(join(path, f.name)), !ok && d.mayOmit(join(path, f.name)):
 		case f.required && !ok:
 			d.fail(field.Addr().Interface(), "%q is missing in %s", f.name, orFile(path))
 		case f.required && field.Kind() == reflect.String && field.Len() == 0:

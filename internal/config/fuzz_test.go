@@ -39,8 +39,8 @@ func FuzzParse(f *testing.F) {
 
 		c, err := config.Parse("c.yaml", data, env)
 		if err == nil {
-			if c.Listen == "" || c.DEKCache.TTL <= 0 || len(c.Clients) == 0 || len(c.Keys) == 0 ||
-				len(c.Encryption.Rules) == 0 {
+			if c.Listen == "" || c.DEKCache.TTL <= 0 || len(c.Encryption.Rules) == 0 ||
+				c.TenantsDir == "" && (len(c.Clients) == 0 || len(c.Keys) == 0) {
 				t.Errorf("accepted: %+v", c)
 			}
 			return
@@ -67,4 +67,79 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzParseTenant looks for panics, and for tenants that have more than the
+// configuration gives to tenants.
+func FuzzParseTenant(f *testing.F) {
+	for _, seed := range []string{
+		acme, "", "[]", "key: {}", "key: ${SECRET}", "key: {name: a}", "objects: [{buckets: [\"*\"]}]",
+		"key: {provider: aws-kms, key_id: alias/a}\nobjects: [{buckets: [data], prefixes: [a/]}]\n" +
+			"clients: [{name: a, access_key: b, secret_key: cccccccc, allow: [{buckets: [data], prefixes: [a/, b/], actions: [read]}]}]",
+		"key: {provider: any-of, members: [default]}", "clients: [{anonymous: true}]", "limits: {kms_max_per_second: -1}",
+	} {
+		f.Add([]byte(seed))
+	}
+	c := parse(f, area)
+
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if strings.Contains(string(data), "file:") {
+			t.Skip() // would read any file
+		}
+		tenant, err := config.ParseTenant("dir/acme.yaml", data, c)
+		if err != nil {
+			if e := (*config.Error)(nil); !errors.As(err, &e) || len(e.Problems) == 0 || tenant != nil {
+				t.Fatalf("got %v, %v", tenant, err)
+			}
+			return
+		}
+
+		if tenant.Key.Name != "tenant:acme" || tenant.Key.IsTogether() || tenant.Key.IsTemplate() || len(tenant.Objects) == 0 {
+			t.Errorf("accepted: %+v", tenant)
+		}
+		if err := tenant.Fits(c); err != nil {
+			t.Error(err)
+		}
+		for _, client := range tenant.Clients {
+			if client.Anonymous || client.AccessKey == "" || len(client.SecretKey) < 8 || len(client.Allow) == 0 {
+				t.Errorf("accepted: %+v", client)
+			}
+			for _, grant := range client.Allow {
+				if !within(grant, tenant.Objects) {
+					t.Errorf("granted: %+v of %+v", grant, tenant.Objects)
+				}
+			}
+		}
+	})
+}
+
+// within reports whether a grant is for objects of the list only.
+func within(g config.Grant, objects []config.TenantObjects) bool {
+	owned := func(bucket, prefix string) bool {
+		for _, o := range objects {
+			for _, b := range o.Buckets {
+				if b == bucket && len(o.Prefixes) == 0 {
+					return true
+				}
+				for _, p := range o.Prefixes {
+					if b == bucket && strings.HasPrefix(prefix, p) {
+						return true
+					}
+				}
+			}
+		}
+		return false
+	}
+	prefixes := g.Prefixes
+	if len(prefixes) == 0 {
+		prefixes = []string{""}
+	}
+	for _, bucket := range g.Buckets {
+		for _, prefix := range prefixes {
+			if !owned(bucket, prefix) {
+				return false
+			}
+		}
+	}
+	return true
 }

@@ -26,6 +26,7 @@ func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 	text, err := d.expand(n.Value, false)
 	if file, ok := strings.CutPrefix(text, "file:"); ok && err == nil && strings.HasPrefix(n.Value, "file:") {
 		text, err = readSecret(file)
+		d.secrets = append(d.secrets, file)
 	}
 
 	var unset *unsetError

@@ -147,6 +147,9 @@ func (d *decoder) expand(text string, template bool) (string, error) {
 // lookup returns the value of an environment variable. rest is its name
 // with the closing brace.
 func (d *decoder) lookup(rest string) (string, error) {
+	if d.tenant {
+		return "", errTenantVariable
+	}
 	name, closed := strings.CutSuffix(rest, "}")
 	if !closed || !variableName.MatchString(name) {
 		return "", errors.New("${ must be followed by the name of an environment variable and }; " +

@@ -37,13 +37,17 @@ type Config struct {
 	TLS TLS `yaml:"tls" scope:"server"`
 	// Origin is the store behind the proxy.
 	Origin Origin `yaml:"origin" config:"required"`
-	// Clients lists who may use the proxy. At least one.
-	Clients []Client `yaml:"clients" scope:"server" config:"required"`
+	// Clients lists who may use the proxy. At least one without TenantsDir.
+	Clients []Client `yaml:"clients" scope:"server"`
 	// SessionCredentialsFile is a JSON file with temporary credentials for
 	// Clients. It is reloaded when it changes. Empty means none.
 	SessionCredentialsFile string `yaml:"session_credentials_file" scope:"server"`
-	// Keys are the KMS keys for use in rules. At least one.
-	Keys []Key `yaml:"keys" config:"required"`
+	// TenantsDir is a directory with a file for each tenant, NAME.yaml; see
+	// Tenant. It is read again when it changes. Empty means none.
+	TenantsDir string `yaml:"tenants_dir"`
+	// Keys are the KMS keys for use in rules. At least one without
+	// TenantsDir.
+	Keys []Key `yaml:"keys"`
 	// Encryption determines which key protects which object.
 	Encryption Encryption `yaml:"encryption" config:"required"`
 	// DEKCache limits how long an unwrapped data key (DEK) may be used.
@@ -191,8 +195,8 @@ type Key struct {
 	// apply.
 	Provider Provider `yaml:"provider" config:"required" values:"aws-kms vault-transit gcp-kms azure-keyvault pkcs11 local all-of any-of"`
 	// KeyID identifies the key in the KMS, in the KMS's notation. For
-	// pkcs11, it is the CKA_ID in hexadecimal. For aws-kms and
-	// vault-transit, it may be a template; see IsTemplate.
+	// pkcs11, it is the CKA_ID in hexadecimal. For aws-kms, vault-transit and
+	// gcp-kms, it may be a template; see IsTemplate.
 	KeyID string `yaml:"key_id"`
 	// RoleARN is a role to assume for calls to the KMS. Empty means the
 	// proxy's own identity.
@@ -377,8 +381,12 @@ type Rule struct {
 	Prefixes []string `yaml:"prefixes"`
 	// Clients are names of clients.
 	Clients []string `yaml:"clients"`
-	// Key is the name of the key.
-	Key string `yaml:"key" config:"required"`
+	// Key is the name of the key. Required without Tenants.
+	Key string `yaml:"key"`
+	// Tenants gives the objects to the tenants of TenantsDir, each with its
+	// own key, instead of Key. No other rule applies to these objects, and
+	// those that no tenant has are refused. Default false.
+	Tenants bool `yaml:"tenants"`
 	// PlaintextObjects overrides Encryption.PlaintextObjects. Parse always
 	// sets it.
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`

@@ -44,10 +44,10 @@ func (d *decoder) checkTemplate(k *Key, keys []Key) {
 		field, name = &k.KeyFile, "key_file"
 	}
 
-	const only = "only aws-kms, vault-transit and local keys can be templates"
+	const only = "only aws-kms, vault-transit, gcp-kms and local keys can be templates"
 	_, err := keytemplate.Parse(*field)
 	switch {
-	case k.Provider != AWSKMS && k.Provider != VaultTransit && k.Provider != Local:
+	case k.Provider != AWSKMS && k.Provider != VaultTransit && k.Provider != GCPKMS && k.Provider != Local:
 		d.fail(field, "%s has a variable: %s", name, only)
 	case err != nil:
 		d.fail(field, "%s is not a usable template: %v", name, err)
@@ -57,6 +57,9 @@ func (d *decoder) checkTemplate(k *Key, keys []Key) {
 	case k.Provider == VaultTransit && !vaultTemplateForm.MatchString(*field):
 		d.fail(field, "key_id with variables must be the name of a transit key, such as tenant-${prefix.1}; "+
 			"between two variables, use '.'")
+	case k.Provider == GCPKMS && !gcpTemplateForm.MatchString(*field):
+		d.fail(field, "key_id with variables must be the name of a key, such as "+
+			"projects/P/locations/L/keyRings/R/cryptoKeys/tenant-${prefix.1}, with variables in R and in the key only")
 	case k.Provider == Local && !strings.HasPrefix(*field, "/"):
 		d.fail(field, "key_file with variables must be an absolute path")
 	case k.Provider == Local && strings.Contains("/"+*field+"/", "/../"):
@@ -96,6 +99,11 @@ func (d *decoder) checkTemplateSettings(k *Key) {
 
 var (
 	// The account and the region of an alias are the same for all tenants.
-	awsTemplateForm   = regexp.MustCompile(`^(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:)?alias/[A-Za-z0-9/_${}.-]+$`)
+	awsTemplateForm = regexp.MustCompile(`^(arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:)?alias/[A-Za-z0-9/_${}.-]+$`)
+	gcpTemplateForm = regexp.MustCompile(`^projects/[a-z0-9.:-]+/locations/[a-z0-9-]+` +
+		`/keyRings/` + gcpName + `/cryptoKeys/` + gcpName + `$`)
 	vaultTemplateForm = regexp.MustCompile(`^[A-Za-z0-9_${}.-]+$`)
 )
+
+// gcpName is the name of a key ring or a key, with variables.
+const gcpName = `([a-zA-Z0-9_-]|\$\{[a-z0-9.]+\})+`

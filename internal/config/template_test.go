@@ -22,6 +22,10 @@ func TestTemplates(t *testing.T) {
 			"vault", `provider: vault-transit, address: "https://v", login: {token: x}, key_id: "${bucket}.${prefix.2}"`,
 			"${bucket}.${prefix.2}",
 		},
+		{
+			"gcp", `provider: gcp-kms, key_id: "projects/p/locations/l/keyRings/${bucket}/cryptoKeys/t-${prefix.1}"`,
+			"projects/p/locations/l/keyRings/${bucket}/cryptoKeys/t-${prefix.1}",
+		},
 		{"local", `provider: local, key_file: "/keys/${bucket}/${prefix.1}.key"`, "/keys/${bucket}/${prefix.1}.key"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -55,7 +59,9 @@ func TestTemplateErrors(t *testing.T) {
 	const aws = `provider: aws-kms, key_id: "alias/${prefix.1}"`
 	const alias = "key_id with variables must be an alias, such as alias/tenant-${prefix.1}, or the ARN of one; " +
 		"a variable must follow alias/"
-	const only = "key_id has a variable: only aws-kms, vault-transit and local keys can be templates"
+	const only = "key_id has a variable: only aws-kms, vault-transit, gcp-kms and local keys can be templates"
+	const gcp = "key_id with variables must be the name of a key, such as " +
+		"projects/P/locations/L/keyRings/R/cryptoKeys/tenant-${prefix.1}, with variables in R and in the key only"
 	for _, row := range []struct {
 		name, settings string
 		column         int
@@ -79,7 +85,9 @@ func TestTemplateErrors(t *testing.T) {
 			"key_id with variables must be the name of a transit key, such as tenant-${prefix.1}; " +
 				"between two variables, use '.'",
 		},
-		{"gcp", `provider: gcp-kms, key_id: "projects/${bucket}"`, 48, only},
+		{"azure", `provider: azure-keyvault, key_id: "https://v.vault.azure.net/keys/${bucket}"`, 55, only},
+		{"gcp, the project", `provider: gcp-kms, key_id: "projects/${bucket}/locations/l/keyRings/r/cryptoKeys/k"`, 48, gcp},
+		{"gcp, a version", `provider: gcp-kms, key_id: "projects/p/locations/l/keyRings/r/cryptoKeys/${bucket}/cryptoKeyVersions/1"`, 48, gcp},
 		{"azure", `provider: azure-keyvault, key_id: "https://v/keys/${bucket}"`, 55, only},
 		{
 			"a relative path", `provider: local, key_file: "${bucket}.key"`, 48,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
@@ -28,6 +29,7 @@ type Event struct {
 	KeyID      string
 	KeyVersion string // see kms.VersionOf
 	Object     Object
+	Tenant     string // that has the object; "" for none
 	Source     Source // "" if neither cache nor KMS was asked
 	// KMSRequestID is the KMS's id of the request, if Source is FromKMS and
 	// the KMS returns one.
@@ -108,8 +110,8 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrac
 
 	failure := k.cfg.Auditor.Audit(ctx, Event{
 		Action: action, KeyName: l.key.Name, KeyID: l.service.id,
-		KeyVersion: kms.VersionOf(l.service.id, l.wrapped.Blob),
-		Object:     l.obj, Source: a.source(), KMSRequestID: a.requestID(), Err: err,
+		KeyVersion: kms.VersionOf(l.service.id, l.wrapped.Blob), Tenant: k.tenantWith(l.obj, l.key.Name),
+		Object: l.obj, Source: a.source(), KMSRequestID: a.requestID(), Err: err,
 	})
 
 	switch {
@@ -120,6 +122,40 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrac
 	default: // already refused, and that error matters more
 		return fmt.Errorf("%w; and the refusal cannot be audited: %s", err, failure.Error())
 	}
+}
+
+// auditUnopened records that a key of a tenant was needed and could not be
+// opened. Other errors it only returns.
+func (k *Keyring) auditUnopened(ctx context.Context, obj Object, action Action, err error) error {
+	var unopened *unopenedError
+	if k.cfg.Auditor == nil || !errors.As(err, &unopened) {
+		return err
+	}
+
+	failure := k.cfg.Auditor.Audit(ctx, Event{
+		Action: action, KeyName: unopened.name, Tenant: k.tenantWith(obj, unopened.name), Object: obj,
+		Source: unopened.source, Err: err,
+	})
+	if failure != nil {
+		return fmt.Errorf("%w; and the refusal cannot be audited: %s", err, failure.Error())
+	}
+	return err
+}
+
+// tenantWith returns the name of the FileTenant that has the object, or that a
+// template names.
+func (k *Keyring) tenantWith(obj Object, keyName string) string {
+	if t := k.files.Load().tenantWith(obj); t != nil {
+		return t.Name
+	}
+	template, tenant, ok := strings.Cut(keyName, nameSeparator)
+	if ok && k.fileKeys != nil && template == FileKeys {
+		return tenantName(keyName)
+	}
+	if family := k.byName[template]; ok && family != nil && family.isTemplate() && k.byName[keyName] == nil {
+		return tenant
+	}
+	return ""
 }
 
 // auditRevoked records that a probe found a key, or the part p of it,
@@ -133,6 +169,9 @@ func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult
 	e := Event{
 		Action: ActionProbeRevoked, KeyName: key.Name, KeyID: key.kms.Load().id,
 		Source: v.trace.source(), KMSRequestID: v.trace.requestID(), Err: v.err, Purged: purged,
+	}
+	if key.tenant != nil {
+		e.Tenant = k.tenantWith(Object{}, key.Name)
 	}
 
 	if p != nil {

@@ -32,7 +32,7 @@ type Reuse struct {
 // each. They are wrapped; only the cache holds unwrapped keys.
 const maxBucketKeys = 4096
 
-type bucketKeyName struct{ key, bucket string }
+type bucketKeyName struct{ key, id, bucket string }
 
 // bucketKey is the current bucket key for new objects.
 type bucketKey struct {
@@ -81,7 +81,7 @@ func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reus
 	}
 
 	l.wrapped.Salt = salt
-	shared := k.bucketKeyFor(bucketKeyName{l.key.Name, l.obj.Bucket})
+	shared := k.bucketKeyFor(bucketKeyName{l.key.Name, l.service.id, l.obj.Bucket})
 	for {
 		made := &useTrace{}
 		l.wrapped.Blob, err = shared.useForOne(ctx, k.now, limits,
@@ -224,7 +224,7 @@ func (l *Lease) Wrote(n int64) {
 	if l.wrapped.Salt == nil {
 		return
 	}
-	if s, ok := l.keyring.bucketKeys.Peek(bucketKeyName{l.key.Name, l.obj.Bucket}); ok {
+	if s, ok := l.keyring.bucketKeys.Peek(bucketKeyName{l.key.Name, l.service.id, l.obj.Bucket}); ok {
 		s.addBytes(l.wrapped.Blob, n)
 	}
 }

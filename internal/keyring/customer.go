@@ -67,8 +67,12 @@ func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 
 // OpenForCustomer returns the DEK of an object that is encrypted under a
 // customer's key. Errors: crypt.ErrCustomerKey for a wrong key,
-// crypt.ErrEnvelope and ErrAudit.
+// crypt.ErrEnvelope, ErrNoTenant, ErrKeyName and ErrAudit.
 func (k *Keyring) OpenForCustomer(ctx context.Context, obj Object, wrapped, customerKey []byte) (*Lease, error) {
+	if err := k.CheckTenant(obj); err != nil {
+		return nil, err
+	}
+
 	dek, err := crypt.UnwrapByCustomer(customerKey, wrapped, obj)
 	l := k.customerLease(obj, dek)
 	if err := k.audit(ctx, l, ActionOpen, customerTrace, err); err != nil {

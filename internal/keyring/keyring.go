@@ -14,6 +14,7 @@
 //	keyring.go    Keyring: creating, opening and rewrapping data keys
 //	rules.go      which key encrypts an object, and which keys can read it
 //	tenants.go    templates: a key for each tenant, named by the object
+//	filetenants.go  tenants with their own keys, which come and go
 //	openkeys.go   which keys of tenants are open, and closing them
 //	defaults.go   keys that clients have chosen for buckets
 //	prove.go      proving that a key can unwrap what it has wrapped
@@ -91,6 +92,9 @@ var (
 	// ErrTenant is returned if the template of a key has no key for the
 	// object. Its chain has a *TenantError.
 	ErrTenant = errors.New("keyring: the object's name does not name a key")
+	// ErrNoTenant is returned if the object is in a rule for tenants, and no
+	// tenant has it.
+	ErrNoTenant = errors.New("keyring: no tenant has this object")
 	// ErrUnbound is returned if a data key might have been made by someone
 	// without access to the KMS key (see Lease.Unbound), and the new
 	// wrapping would hide that.
@@ -134,8 +138,11 @@ type Config struct {
 	// Defaults are keys chosen for buckets. They take precedence over the
 	// keys of the rules. It may be nil.
 	Defaults *Defaults
-	// MaxOpen limits how many keys of templates are open at once, for all
-	// templates together. If there are more tenants, the least recently used
+	// FileTenants is set if there are tenants with their own keys, which need
+	// no template; see SetTenants.
+	FileTenants bool
+	// MaxOpen limits how many keys of tenants are open at once, for all
+	// templates and SetTenants together. If there are more tenants, the least recently used
 	// key without leases is closed. 0 means DefaultMaxOpen.
 	MaxOpen int
 	// Auditor records each use of a key. A use that it cannot record is
@@ -227,8 +234,10 @@ type Keyring struct {
 	customer   *keyState                             // represents all customers' keys
 	recovered  *keyState                             // represents a recovery key
 
-	templates bool // some keys are templates
+	templates bool // some keys are templates, or fileKeys is not nil
 	tenants   *openKeys
+	fileKeys  *keyState // represents the keys of all tenants of SetTenants; nil for none
+	files     atomic.Pointer[tenantIndex]
 
 	providing sync.Mutex
 }
@@ -253,10 +262,17 @@ func New(cfg Config) (*Keyring, error) {
 	k.probe.Store(int64(cfg.RevocationProbe))
 	k.outageWait.Store(int64(cfg.OutageWait))
 
+	k.files.Store(newTenantIndex())
+	if cfg.FileTenants {
+		cfg.Keys = append(slices.Clip(cfg.Keys), Key{Name: FileKeys, Provider: FileKeys, Template: &Template{}})
+	}
 	for _, c := range cfg.Keys {
 		if err := k.add(c); err != nil {
 			return nil, err
 		}
+	}
+	if cfg.FileTenants {
+		k.fileKeys = k.byName[FileKeys]
 	}
 
 	for _, key := range k.keys {
@@ -389,10 +405,24 @@ func (k *Keyring) Twins() (pairs [][2]string) {
 // Recipients returns the ids of the KMS keys that new data keys under the key
 // with this id are wrapped by, and of the recovery keys; see kms.KeysOf.
 func (k *Keyring) Recipients(id string) (keys, recovery []string) {
-	if key := k.lookup(id); key != nil { // keys of templates have no others
-		return kms.RecipientsOf(key.kms.Load().wrapper)
+	if w := k.opened(id); w != nil {
+		return kms.RecipientsOf(w)
 	}
 	return []string{id}, nil
+}
+
+// opened returns the open key with this id; nil for none. Of several tenants
+// that share a KMS key, it returns that of the one that used it last.
+func (k *Keyring) opened(id string) kms.Wrapper {
+	if key := k.lookup(id); key != nil {
+		return key.kms.Load().wrapper
+	}
+	for _, key := range k.tenants.all() {
+		if service := key.kms.Load(); kms.SameKey(service.id, id) {
+			return service.wrapper
+		}
+	}
+	return nil
 }
 
 // find returns the key with the id in an envelope.
@@ -456,7 +486,7 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 
 	rule, key, service, err := k.keyFor(ctx, obj, client, want.KeyID)
 	if err != nil {
-		return nil, err
+		return nil, k.auditUnopened(ctx, obj, ActionCreate, err)
 	}
 	defer key.letGo()
 
@@ -498,7 +528,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 
 	_, key, service, err := k.keyFor(ctx, dst, client, want.KeyID)
 	if err != nil {
-		return nil, err
+		return nil, k.auditUnopened(ctx, dst, ActionCreate, err)
 	}
 	defer key.letGo()
 	if unbound {
@@ -558,7 +588,7 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.findToRead(ctx, obj, keyID, k.openTenant)
 	if err != nil {
-		return nil, err
+		return nil, k.auditUnopened(ctx, obj, ActionOpen, err)
 	}
 	defer key.letGo()
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
@@ -580,7 +610,7 @@ func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrap
 func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.findAny(ctx, obj, keyID)
 	if err != nil {
-		return nil, err
+		return nil, k.auditUnopened(ctx, obj, ActionOpen, err)
 	}
 	defer key.letGo()
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
@@ -598,7 +628,7 @@ func (k *Keyring) OpenMoved(ctx context.Context, obj, at Object, keyID string, w
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, k.auditUnopened(ctx, obj, ActionOpen, err)
 	}
 	defer key.letGo()
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
@@ -656,10 +686,25 @@ func (k *Keyring) openLease(
 // fetch gets the DEK of a lease through the cache.
 func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, *useTrace, error) {
 	a := &useTrace{}
+	if l.key.isRetired() { // the tenant that has the object now may have cached it
+		_, end, err := k.replacement(ctx, l)
+		if err != nil {
+			a.cached.Store(true)
+			return dekcache.Entry{}, a, err
+		}
+		end()
+	}
+
 	unwrap := func(ctx context.Context) (dek []byte, err error) {
+		by, end, err := k.replacement(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+
 		ec := encryptionContext(l.obj, l.wrapped)
-		err = k.call(ctx, l.key, l.part, op, a, func(ctx context.Context) (err error) {
-			dek, err = kms.Unwrap(ctx, l.wrapper(), l.wrapped.Blob, ec)
+		err = k.call(ctx, by.key, by.part, op, a, func(ctx context.Context) (err error) {
+			dek, err = kms.Unwrap(ctx, by.wrapper, l.wrapped.Blob, ec)
 			return err
 		})
 		if err == nil {
@@ -683,6 +728,10 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 func (k *Keyring) call(
 	ctx context.Context, key *keyState, p *part, op string, a *useTrace, run func(context.Context) error,
 ) error {
+	if key.isRetired() {
+		a.cached.Store(true)
+		return fmt.Errorf("%w: key %q: its tenant has just been changed or removed", ErrNotOpen, key.Name)
+	}
 	if err := k.refusal(ctx, key); err != nil {
 		a.cached.Store(true)
 		return err

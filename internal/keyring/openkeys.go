@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -14,7 +15,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// The limits on keys of templates. Clients choose the names of objects, so
+// The limits on keys of tenants. Clients choose the names of objects, so
 // they can name any number of tenants.
 const (
 	DefaultMaxOpen = 1000             // see Config.MaxOpen
@@ -24,33 +25,36 @@ const (
 	maxRefused     = 4096             // remembered errors
 )
 
-// tenant is what a keyState has in addition if its key is one of a template.
+// tenant is what a keyState has in addition if its key is that of a tenant.
 type tenant struct {
-	family *keyState // the template
-	id     string    // that the template has given
-	close  func()
+	family  *keyState // the template, or Keyring.fileKeys
+	id      string    // see tenantRef
+	close   func()
+	retired atomic.Bool // its FileTenant was removed, or has another key now
 
 	// The fields below are protected by openKeys.mu.
 	usedAt time.Time
 	place  *list.Element
+	ended  bool               // it is not among the open keys any more
 	stop   context.CancelFunc // ends the probes; nil if there are none
 }
 
-// openKeys has the open keys of templates.
+// openKeys has the open keys of tenants.
 //
 // A key is in use while it is held or has leases. It is taken under mu, and
 // closed under mu if it is not in use, so that a key in use is never closed.
 type openKeys struct {
 	most    int
-	opening singleflight.Group // by name
+	opening singleflight.Group // by refKey
 	slots   chan struct{}
-	refused *lru.Cache[string, refusedKey] // by name
+	refused *lru.Cache[string, refusedKey] // by refKey
 
-	mu     sync.Mutex
-	byName map[string]*keyState
-	byID   map[string]int                     // number of keys with this id
-	recent *list.List                         // of *keyState, the most recently used first
-	probe  func(*keyState) context.CancelFunc // starts the probes of a key; nil unless Run is running
+	mu      sync.Mutex
+	byName  map[string]*keyState
+	byID    map[string]int                     // number of keys with this id
+	recent  *list.List                         // of *keyState, the most recently used first
+	leaving []*keyState                        // retired keys that may be in use
+	probe   func(*keyState) context.CancelFunc // starts the probes of a key; nil unless Run is running
 }
 
 // refusedKey is the error of opening a key, which is remembered for a moment.
@@ -71,12 +75,12 @@ func newOpenKeys(most int) *openKeys {
 }
 
 // take returns an open key, held, or nil.
-func (o *openKeys) take(name string, now time.Time) *keyState {
+func (o *openKeys) take(ref *tenantRef, now time.Time) *keyState {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 
-	key := o.byName[name]
-	if key == nil {
+	key := o.byName[ref.name]
+	if key == nil || !ref.is(key) {
 		return nil
 	}
 	key.tenant.usedAt = now
@@ -96,11 +100,14 @@ func (o *openKeys) all() []*keyState {
 	return keys
 }
 
-// startTenant opens a key of a template, once for all who need it. It does not
+// refKey is unique for a name and an id.
+func (r *tenantRef) refKey() string { return r.name + "\x00" + r.id }
+
+// startTenant opens the key of a tenant, once for all who need it. It does not
 // end with ctx, because others may wait for it.
-func (k *Keyring) startTenant(ctx context.Context, family *keyState, name, id string) error {
-	done := k.tenants.opening.DoChan(name, func() (any, error) {
-		return nil, k.openAndAdd(context.WithoutCancel(ctx), family, name, id)
+func (k *Keyring) startTenant(ctx context.Context, ref tenantRef) error {
+	done := k.tenants.opening.DoChan(ref.refKey(), func() (any, error) {
+		return nil, k.openAndAdd(context.WithoutCancel(ctx), ref)
 	})
 
 	select {
@@ -111,48 +118,69 @@ func (k *Keyring) startTenant(ctx context.Context, family *keyState, name, id st
 	}
 }
 
-func (k *Keyring) openAndAdd(ctx context.Context, family *keyState, name, id string) error {
-	if last, ok := k.tenants.refused.Get(name); ok && k.now().Before(last.until) {
-		return last.err
+func (k *Keyring) openAndAdd(ctx context.Context, ref tenantRef) error {
+	if last, ok := k.tenants.refused.Get(ref.refKey()); ok && k.now().Before(last.until) {
+		return &unopenedError{ref.name, FromCache, last.err}
 	}
 
-	opened, err := k.openOne(ctx, family, name, id)
+	settings := ref.settings()
+	opened, err := k.openOne(ctx, ref, newKey(settings))
 	switch {
 	case err == nil:
 	case kms.IsRevoked(err):
-		err = fmt.Errorf("key %q is not open: %w", name, err)
+		err = fmt.Errorf("key %q is not open: %w", ref.name, err)
 	default:
-		err = fmt.Errorf("%w: key %q: %w", ErrNotOpen, name, err)
+		err = fmt.Errorf("%w: key %q: %w", ErrNotOpen, ref.name, err)
 	}
 	if err != nil {
 		if life := RememberFor(err); life > 0 {
-			k.tenants.refused.Add(name, refusedKey{err, k.now().Add(life)})
+			k.tenants.refused.Add(ref.refKey(), refusedKey{err, k.now().Add(life)})
 		}
-		return err
+		return &unopenedError{ref.name, FromKMS, err}
 	}
 
-	key := newKey(Key{
-		Name: name, Provider: family.Provider, Timeout: family.Timeout, ProbeTimeout: family.ProbeTimeout,
-	})
-	key.tenant = &tenant{family: family, id: id, close: opened.Close}
+	key := newKey(settings)
+	key.tenant = &tenant{family: ref.family, id: ref.id, close: opened.Close}
 	key.rest.group.KeyID = opened.Wrapper.KeyID()
 	key.kms.Store(serviceOf(opened))
 
-	if !k.addTenant(key) {
+	added, err := k.addTenant(key, ref)
+	if !added {
 		key.tenant.closed()
-		return errAllInUse(name)
 	}
-	return nil
+	return err
 }
+
+// settings returns the settings of the key.
+func (r *tenantRef) settings() Key {
+	if r.file != nil {
+		return Key{
+			Name: r.name, Provider: r.file.Provider, Timeout: r.file.Timeout, ProbeTimeout: r.file.ProbeTimeout,
+		}
+	}
+	f := r.family
+	return Key{Name: r.name, Provider: f.Provider, Timeout: f.Timeout, ProbeTimeout: f.ProbeTimeout}
+}
+
+// unopenedError is the error of opening the key of a tenant.
+type unopenedError struct {
+	name   string
+	source Source
+	err    error
+}
+
+func (e *unopenedError) Error() string { return e.err.Error() }
+func (e *unopenedError) Unwrap() error { return e.err }
 
 // errAllInUse is the error if no key can be closed to make room for another.
 func errAllInUse(name string) error {
-	return fmt.Errorf("%w: key %q: as many keys of templates as may be open are in use", ErrNotOpen, name)
+	return fmt.Errorf("%w: key %q: as many keys of tenants as may be open are in use", ErrNotOpen, name)
 }
 
-// openOne calls Template.Open, for a limited number of keys at the same time.
-func (k *Keyring) openOne(ctx context.Context, family *keyState, name, id string) (opened TenantKey, err error) {
-	ctx, cancel := context.WithTimeout(ctx, k.timeout(family))
+// openOne opens the key in the KMS, for a limited number of keys at the same
+// time.
+func (k *Keyring) openOne(ctx context.Context, ref tenantRef, key *keyState) (opened TenantKey, err error) {
+	ctx, cancel := context.WithTimeout(ctx, k.timeout(key))
 	defer cancel()
 	select {
 	case k.tenants.slots <- struct{}{}:
@@ -162,8 +190,8 @@ func (k *Keyring) openOne(ctx context.Context, family *keyState, name, id string
 	}
 
 	start := k.now()
-	opened, err = family.Template.Open(ctx, name, id)
-	k.cfg.Observer.KMSCall(ctx, name, OpOpen, k.now().Sub(start), err)
+	opened, err = ref.open(ctx)
+	k.cfg.Observer.KMSCall(ctx, ref.name, OpOpen, k.now().Sub(start), err)
 	if err == nil && opened.Wrapper.KeyID() == "" {
 		return opened, errors.New("it has no id")
 	}
@@ -185,11 +213,21 @@ func (t *tenant) closed() {
 }
 
 // addTenant adds an open key, and closes others to make room. It reports
-// false if all are in use.
-func (k *Keyring) addTenant(key *keyState) bool {
+// whether it did: not if all are in use, which is an error, and not if the
+// tenant has been changed or the key has been opened meanwhile.
+func (k *Keyring) addTenant(key *keyState, ref tenantRef) (added bool, err error) {
 	o := k.tenants
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if ref.file != nil && !k.files.Load().tenantOf(ref.name).has(ref.id) { // SetTenants retires keys under mu
+		return false, nil
+	}
+	if other := o.byName[key.Name]; other != nil {
+		if ref.is(other) {
+			return false, nil
+		}
+		k.retire(other) // SetTenants is about to do it
+	}
 
 	for e := o.recent.Back(); e != nil && o.recent.Len() >= o.most; {
 		oldest := e.Value.(*keyState)
@@ -199,7 +237,7 @@ func (k *Keyring) addTenant(key *keyState) bool {
 		}
 	}
 	if o.recent.Len() >= o.most {
-		return false
+		return false, errAllInUse(key.Name)
 	}
 
 	key.tenant.usedAt = k.now()
@@ -209,7 +247,7 @@ func (k *Keyring) addTenant(key *keyState) bool {
 	if o.probe != nil {
 		key.tenant.stop = o.probe(key)
 	}
-	return true
+	return true, nil
 }
 
 // inUse reports whether a stream uses the key, or may be about to.
@@ -218,20 +256,32 @@ func (k *keyState) inUse() bool { return k.holds.Load() > 0 || k.leases.Load() >
 // closeTenant closes a key that is not in use, and wipes its DEKs. The caller
 // holds openKeys.mu.
 func (k *Keyring) closeTenant(key *keyState) {
+	k.endTenant(key)
+	k.forgetTenant(key)
+}
+
+// endTenant ends all KMS calls of a key, and makes it unknown for new uses. The
+// caller holds openKeys.mu.
+func (k *Keyring) endTenant(key *keyState) {
+	k.tenants.recent.Remove(key.tenant.place)
+	delete(k.tenants.byName, key.Name)
+	key.tenant.ended = true
+	if key.tenant.stop != nil {
+		key.tenant.stop()
+	}
+	key.tenant.closed()
+}
+
+// forgetTenant wipes the DEKs of a key that is not in use. The caller holds
+// openKeys.mu.
+func (k *Keyring) forgetTenant(key *keyState) {
 	o, id := k.tenants, key.rest.group.KeyID
-	o.recent.Remove(key.tenant.place)
-	delete(o.byName, key.Name)
 	if o.byID[id]--; o.byID[id] == 0 {
 		delete(o.byID, id)
 		if k.lookup(id) == nil { // otherwise the DEKs are those of another key, too
 			k.cfg.Cache.Forget(id)
 		}
 	}
-
-	if key.tenant.stop != nil {
-		key.tenant.stop()
-	}
-	key.tenant.closed()
 }
 
 // keepTenants probes the open keys of templates, with goroutines in wg, and
@@ -281,6 +331,7 @@ func (k *Keyring) closeIdle() {
 	o, now := k.tenants, k.now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	k.forgetLeaving()
 
 	for e := o.recent.Back(); e != nil; {
 		key := e.Value.(*keyState)
@@ -312,7 +363,7 @@ func (k *Keyring) hasDEKs(key *keyState) bool {
 // stays as it is. Errors: ErrUnknownKey, and those of Template.Open.
 func (k *Keyring) Reopen(ctx context.Context, name string) error {
 	family := k.byName[name]
-	if family == nil || !family.isTemplate() {
+	if family == nil || !family.isTemplate() || family == k.fileKeys {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
 	}
 
@@ -321,21 +372,22 @@ func (k *Keyring) Reopen(ctx context.Context, name string) error {
 		if open.tenant.family != family {
 			continue
 		}
-		if err := k.reopenTenant(ctx, open.Name); err != nil {
+		if err := k.reopenTenant(ctx, open); err != nil {
 			failures = append(failures, fmt.Errorf("key %q: %w", open.Name, err))
 		}
 	}
 	return errors.Join(failures...)
 }
 
-func (k *Keyring) reopenTenant(ctx context.Context, name string) error {
-	key := k.tenants.take(name, k.now())
+func (k *Keyring) reopenTenant(ctx context.Context, open *keyState) error {
+	ref := tenantRef{family: open.tenant.family, name: open.Name, id: open.tenant.id}
+	key := k.tenants.take(&ref, k.now())
 	if key == nil {
 		return nil // closed meanwhile
 	}
 	defer key.letGo()
 
-	opened, err := k.openOne(ctx, key.tenant.family, name, key.tenant.id)
+	opened, err := k.openOne(ctx, ref, key)
 	if err != nil {
 		return err
 	}

@@ -42,6 +42,9 @@ type Rule struct {
 	AllowPlaintext bool
 	// SealMetadata seals the metadata of new objects.
 	SealMetadata bool
+	// Tenants gives the objects to the tenants of SetTenants. No other rule
+	// applies to them. Then Key, AskedKeys and Clients must not be set.
+	Tenants bool
 }
 
 // Format says how a new object is written.
@@ -59,10 +62,14 @@ func (k *Keyring) Format(obj Object, client string) Format {
 	return f
 }
 
-// Rule returns the first rule that matches. Errors: ErrNoRule, and
-// ErrKeyName if the result depends on how the store interprets "." or ".."
-// in the key.
+// Rule returns the first rule that matches. Errors: ErrNoRule, ErrKeyName if
+// the result depends on how the store interprets "." or ".." in the key, and
+// ErrNoTenant together with the rule.
 func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
+	if r, ok, err := k.tenantRule(obj); ok || err != nil {
+		return r, err
+	}
+
 	for _, r := range *k.rules.Load() {
 		if k.ambiguous(&r, obj) && r.matchesClient(client) {
 			return Rule{}, fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
@@ -93,6 +100,12 @@ func (k *Keyring) MayHavePlaintext(bucket string) bool {
 // CheckRules returns the error that SetRules would return.
 func (k *Keyring) CheckRules(rules []Rule) error {
 	for i, r := range rules {
+		if r.Tenants {
+			if k.fileKeys == nil || r.Key != "" || len(r.AskedKeys)+len(r.Clients) > 0 {
+				return fmt.Errorf("keyring: rule %d: a rule for tenants needs tenants, and no keys and clients", i+1)
+			}
+			continue
+		}
 		if k.byName[r.Key] == nil {
 			return fmt.Errorf("keyring: rule %d: %w %q", i+1, ErrUnknownKey, r.Key)
 		}
@@ -107,6 +120,11 @@ func (k *Keyring) SetRules(rules []Rule) error {
 		return err
 	}
 	rules = slices.Clone(rules)
+	for i := range rules {
+		if rules[i].Tenants {
+			rules[i].Key = FileKeys
+		}
+	}
 	k.rules.Store(&rules)
 	return nil
 }
@@ -124,11 +142,11 @@ func (k *Keyring) KeyID(ctx context.Context, obj Object, client, requestedKeyID 
 }
 
 // Unbound is Lease.Unbound for a wrapped DEK. It does not ask the KMS. It
-// returns false if the key is unknown.
+// returns false if the key is unknown, or not open.
 func (k *Keyring) Unbound(keyID string, wrapped []byte) bool {
-	key := k.lookup(keyID)
+	w := k.opened(keyID)
 	parsed, err := crypt.ParseWrappedKey(wrapped)
-	return key != nil && err == nil && kms.Unbound(key.kms.Load().wrapper, parsed.Blob)
+	return w != nil && err == nil && kms.Unbound(w, parsed.Blob)
 }
 
 // SetDefault chooses the key for new objects in a bucket, by id or name; ""
@@ -196,7 +214,7 @@ func (k *Keyring) keyFor(
 	}
 
 	byDefault := requested == ""
-	if byDefault {
+	if byDefault && !r.Tenants {
 		if requested, err = k.cfg.Defaults.Key(obj.Bucket); err != nil {
 			return r, nil, nil, err
 		}
@@ -206,7 +224,7 @@ func (k *Keyring) keyFor(
 	if key == nil {
 		key = k.lookup(requested)
 	}
-	if key == nil {
+	if key == nil || r.Tenants && key != k.fileKeys {
 		return k.tenantFor(ctx, obj, r, requested)
 	}
 
@@ -223,7 +241,7 @@ func (k *Keyring) keyFor(
 		return r, nil, nil, fmt.Errorf("%w: key %q instead of %q", ErrNotAllowed, key.Name, r.Key)
 	}
 	if key.isTemplate() {
-		if key, err = k.openTenant(ctx, key, obj); err != nil {
+		if key, err = k.openTenant(ctx, key, obj, ""); err != nil {
 			return r, nil, nil, err
 		}
 		return r, key, key.kms.Load(), nil
@@ -255,7 +273,7 @@ func (k *Keyring) tenantFor(
 		if !family.isTemplate() || !r.mayWrite(family) {
 			continue
 		}
-		key, err := k.openTenant(ctx, family, obj)
+		key, err := k.openTenant(ctx, family, obj, "")
 		if err != nil {
 			return r, nil, nil, err
 		}
@@ -265,6 +283,9 @@ func (k *Keyring) tenantFor(
 		key.letGo()
 	}
 
+	if r.Tenants {
+		return r, nil, nil, fmt.Errorf("%w: key %q instead of that of the tenant", ErrNotAllowed, requested)
+	}
 	if err := k.unopenedError(); err != nil {
 		return r, nil, nil, err
 	}
@@ -275,11 +296,19 @@ func (k *Keyring) tenantFor(
 // whatever the client. Anyone who may use a key in its KMS can make objects
 // that open, so they must open only where the key belongs.
 func (k *Keyring) mayRead(obj Object, opened *keyState) error {
+	if r, ok, err := k.tenantRule(obj); ok || err != nil {
+		if err == nil && (!k.ruleNames(&r, opened) || !opened.belongsTo(k, obj)) {
+			err = fmt.Errorf("%w: bucket %q, KMS key %q; to allow it, add the key to read_keys of the tenant",
+				ErrNotRead, obj.Bucket, opened.Name)
+		}
+		return err
+	}
+
 	for _, r := range *k.rules.Load() {
 		switch {
 		case k.ambiguous(&r, obj):
 			return fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
-		case r.covers(obj) && k.ruleNames(&r, opened) && opened.belongsTo(obj):
+		case r.covers(obj) && k.ruleNames(&r, opened) && opened.belongsTo(k, obj):
 			return nil
 		}
 	}
@@ -288,7 +317,7 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 	if err != nil {
 		return err
 	}
-	if key := k.byName[chosen]; key != nil && sameKey(key, opened) && opened.belongsTo(obj) {
+	if key := k.byName[chosen]; key != nil && sameKey(key, opened) && opened.belongsTo(k, obj) {
 		return nil
 	}
 
@@ -327,14 +356,14 @@ func (k *Keyring) Unread() (names []string) {
 // prefixes, and the object key has "." or ".." segments.
 func (k *Keyring) ambiguous(r *Rule, obj Object) bool {
 	return !k.cfg.LiteralKeys && keyname.HasDots(obj.Key) && r.matchesBucket(obj.Bucket) &&
-		(len(r.Prefixes) > 0 && !slices.Contains(r.Prefixes, "") || k.usesKey(r))
+		(len(r.Prefixes) > 0 && !slices.Contains(r.Prefixes, "") || r.Tenants || k.usesKey(r))
 }
 
 // usesKey reports whether a rule names a template whose key depends on the
 // object key.
 func (k *Keyring) usesKey(r *Rule) bool {
 	return k.templates && slices.ContainsFunc(k.keys, func(key *keyState) bool {
-		return key.isTemplate() && key.Template.Text.UsesKey() && r.names(key)
+		return key.isTemplate() && key != k.fileKeys && key.Template.Text.UsesKey() && r.names(key)
 	})
 }
 

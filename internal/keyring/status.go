@@ -20,6 +20,7 @@ const (
 	Unreachable State = "unreachable" // the last call got no answer
 	Unopened    State = "unopened"    // the key could not be opened yet
 	IsTemplate  State = "template"    // not a key, but a template for the keys of tenants
+	AreTenants  State = "tenants"     // not a key, but the keys of the tenants of SetTenants
 )
 
 // Status is the state of one key.
@@ -28,8 +29,8 @@ type Status struct {
 	Provider string
 	ID       string // in the KMS; "" until the key is opened
 	State    State
-	// Template is the name of the key's template; "" for a configured key.
-	// Open is how many keys of a template are open.
+	// Template is the name of the key's template, or FileKeys; "" for a
+	// configured key. Open is how many keys of a template are open.
 	Template string
 	Open     int
 	// Answered is when the KMS last answered, with success or an error;
@@ -119,6 +120,8 @@ func (k *Keyring) statusOf(key *keyState) Status {
 	}
 
 	switch {
+	case key == k.fileKeys:
+		s.State = AreTenants
 	case key.isTemplate():
 		s.State = IsTemplate
 	case key.kms.Load() == nil:
@@ -160,7 +163,7 @@ func (k *Keyring) Window(ttl time.Duration) (longest time.Duration) {
 	for _, key := range k.keys {
 		longest = max(longest, k.windowOf(key, ttl))
 	}
-	return longest
+	return max(longest, k.windowOf(k.files.Load().slowest, ttl))
 }
 
 func (k *Keyring) windowOf(key *keyState, ttl time.Duration) time.Duration {

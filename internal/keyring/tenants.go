@@ -50,54 +50,82 @@ func (k *keyState) configured() *keyState {
 
 // belongsTo reports whether the key is that of the tenant to which an object
 // belongs. Configured keys belong to all objects.
-func (k *keyState) belongsTo(obj Object) bool {
+func (k *keyState) belongsTo(ring *Keyring, obj Object) bool {
 	if k.tenant == nil {
 		return true
 	}
-	name, _, err := k.tenant.family.tenantOf(obj)
-	return err == nil && name == k.Name
-}
-
-// tenantOf returns the name and the id of the key that a template gives for an
-// object. Error: ErrTenant.
-func (k *keyState) tenantOf(obj Object) (name, id string, err error) {
-	id, values, err := k.Template.Text.Expand(obj.Bucket, obj.Key)
-	if err != nil {
-		return "", "", fmt.Errorf("%w of %q: %w", ErrTenant, k.Name, err)
+	if k.tenant.family == ring.fileKeys {
+		files := ring.files.Load()
+		t := files.tenantWith(obj)
+		return t != nil && t == files.tenantOf(k.Name) && t.has(k.tenant.id)
 	}
-	return k.Name + nameSeparator + values, id, nil
+	own, err := ring.tenantOf(k.tenant.family, obj, "")
+	return err == nil && own.is(k)
 }
 
-// tenantFunc returns the key that a template gives for an object. The caller
-// must call letGo.
-type tenantFunc func(ctx context.Context, family *keyState, obj Object) (*keyState, error)
+// tenantRef names a key of a tenant, which need not be open.
+type tenantRef struct {
+	family *keyState
+	name   string
+	id     string   // that the template has given; for a FileTenant, FileKey.Version
+	file   *FileKey // nil for a template
+}
+
+// is reports whether the key is an open key of a tenant with this name and id.
+func (r *tenantRef) is(key *keyState) bool { return key.Name == r.name && key.tenant.id == r.id }
+
+// open opens the key in the KMS.
+func (r *tenantRef) open(ctx context.Context) (TenantKey, error) {
+	if r.file != nil {
+		return r.file.Open(ctx)
+	}
+	return r.family.Template.Open(ctx, r.name, r.id)
+}
+
+// tenantOf returns the key that a template gives for an object, or the key of
+// the FileTenant that has the object. A FileTenant may have several keys; then
+// it is the one with keyID, and otherwise the one for new objects. Errors:
+// ErrTenant, ErrNoTenant, ErrKeyName.
+func (k *Keyring) tenantOf(family *keyState, obj Object, keyID string) (tenantRef, error) {
+	if family == k.fileKeys {
+		return k.fileKeyOf(obj, keyID)
+	}
+	id, values, err := family.Template.Text.Expand(obj.Bucket, obj.Key)
+	if err != nil {
+		return tenantRef{}, fmt.Errorf("%w of %q: %w", ErrTenant, family.Name, err)
+	}
+	return tenantRef{family: family, name: family.Name + nameSeparator + values, id: id}, nil
+}
+
+// tenantFunc returns the key that tenantOf gives. The caller must call letGo.
+type tenantFunc func(ctx context.Context, family *keyState, obj Object, keyID string) (*keyState, error)
 
 // openTenant opens the key, if it is not open.
-func (k *Keyring) openTenant(ctx context.Context, family *keyState, obj Object) (*keyState, error) {
-	name, id, err := family.tenantOf(obj)
-	if err != nil {
-		return nil, err
-	}
-
-	for range 3 { // it may be closed again before it is used
-		if key := k.tenants.take(name, k.now()); key != nil {
+func (k *Keyring) openTenant(ctx context.Context, family *keyState, obj Object, keyID string) (*keyState, error) {
+	var ref tenantRef
+	for range 3 { // it may be closed, or its tenant changed, before it is used
+		var err error
+		if ref, err = k.tenantOf(family, obj, keyID); err != nil {
+			return nil, err
+		}
+		if key := k.tenants.take(&ref, k.now()); key != nil {
 			return key, nil
 		}
-		if err := k.startTenant(ctx, family, name, id); err != nil {
+		if err := k.startTenant(ctx, ref); err != nil {
 			return nil, err
 		}
 	}
-	return nil, errAllInUse(name)
+	return nil, errAllInUse(ref.name)
 }
 
 // openedTenant does not open the key, and returns ErrNotCached if it is not
 // open: then its DEKs are not in the cache.
-func (k *Keyring) openedTenant(_ context.Context, family *keyState, obj Object) (*keyState, error) {
-	name, _, err := family.tenantOf(obj)
+func (k *Keyring) openedTenant(_ context.Context, family *keyState, obj Object, keyID string) (*keyState, error) {
+	ref, err := k.tenantOf(family, obj, keyID)
 	if err != nil {
 		return nil, err
 	}
-	if key := k.tenants.take(name, k.now()); key != nil {
+	if key := k.tenants.take(&ref, k.now()); key != nil {
 		return key, nil
 	}
 	return nil, ErrNotCached
@@ -113,7 +141,7 @@ func (k *Keyring) findToRead(ctx context.Context, obj Object, keyID string, open
 	switch {
 	case err == nil:
 		return key.held(), nil
-	case !k.templates || errors.Is(err, ErrKeyName):
+	case !k.templates || errors.Is(err, ErrKeyName) || errors.Is(err, ErrNoTenant):
 		return nil, err
 	}
 
@@ -148,15 +176,25 @@ func (k *Keyring) findAny(ctx context.Context, obj Object, keyID string) (*keySt
 		}
 	}
 	tenant, tenantErr := findTenant(ctx, families, obj, keyID, k.openTenant)
-	if tenant != nil || tenantErr != nil && !errors.Is(tenantErr, ErrTenant) {
+	if tenant != nil || tenantErr != nil && !errors.Is(tenantErr, ErrTenant) && !errors.Is(tenantErr, ErrNoTenant) {
 		return tenant, tenantErr
 	}
 	return nil, err
 }
 
 // familiesOf returns the templates that a rule for the object names, whatever
-// the client. Error: ErrKeyName.
+// the client. Errors: ErrKeyName, ErrNoTenant.
 func (k *Keyring) familiesOf(obj Object) (families []*keyState, err error) {
+	if r, ok, err := k.tenantRule(obj); ok || err != nil {
+		families = append(families, k.fileKeys) // first, so that others are opened for old objects only
+		for _, key := range k.keys {
+			if key.isTemplate() && key != k.fileKeys && r.names(key) {
+				families = append(families, key)
+			}
+		}
+		return families, err
+	}
+
 	chosen, err := k.cfg.Defaults.Key(obj.Bucket)
 	if err != nil {
 		return nil, err
@@ -170,7 +208,7 @@ func (k *Keyring) familiesOf(obj Object) (families []*keyState, err error) {
 	}
 
 	for _, key := range k.keys {
-		if !key.isTemplate() {
+		if !key.isTemplate() || key == k.fileKeys {
 			continue
 		}
 		named := key.Name == chosen
@@ -192,7 +230,7 @@ func findTenant(
 	ctx context.Context, families []*keyState, obj Object, keyID string, open tenantFunc,
 ) (_ *keyState, failure error) {
 	for _, family := range families {
-		key, err := open(ctx, family, obj)
+		key, err := open(ctx, family, obj, keyID)
 		switch {
 		case err != nil:
 			if failure == nil {
@@ -229,7 +267,7 @@ func (k *Keyring) purgeTenant(name string) (int, error) {
 
 	template, _, _ := strings.Cut(name, nameSeparator)
 	if family := k.byName[template]; family != nil && family.isTemplate() {
-		return 0, nil // not open, so without DEKs
+		return 0, nil // not open, or no tenant, so without DEKs
 	}
 	return 0, fmt.Errorf("%w %q", ErrUnknownKey, name)
 }

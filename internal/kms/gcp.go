@@ -78,23 +78,60 @@ type GCP struct {
 var gcpKeyForm = regexp.MustCompile(`^projects/[a-z0-9.:-]+/locations/[a-z0-9-]+` +
 	`/keyRings/[a-zA-Z0-9_-]{1,63}/cryptoKeys/[a-zA-Z0-9_-]{1,63}$`)
 
+// GCPKeys opens keys that share credentials and a connection. It is safe for
+// concurrent use.
+type GCPKeys struct {
+	conn     *gcpConn
+	creds    *auth.Credentials // nil if Options were set
+	timeout  time.Duration
+	attempts int
+}
+
 // NewGCP returns the key that cfg describes. It looks for credentials, but
 // does not call the KMS.
 func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
-	g := &GCP{name: cfg.KeyID, timeout: cfg.Timeout, attempts: cfg.MaxAttempts}
+	if err := checkGCPName(cfg.KeyID); err != nil {
+		return nil, err
+	}
+	keys, err := NewGCPKeys(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return keys.Open(cfg.KeyID)
+}
+
+// checkGCPName returns an error if name is not that of a CryptoKey.
+func checkGCPName(name string) error {
+	err := checkKeyID(name, gcpLeastBlob)
+	if !gcpKeyForm.MatchString(name) {
+		err = errors.New("not of the form projects/P/locations/L/keyRings/R/cryptoKeys/K")
+	}
+	if err != nil {
+		return &Error{Kind: Invalid, Op: "open", KeyID: printable(name, maxKeyID), Err: err}
+	}
+	return nil
+}
+
+// Open returns the key with a name. It makes no calls.
+func (k *GCPKeys) Open(name string) (*GCP, error) {
+	if err := checkGCPName(name); err != nil {
+		return nil, err
+	}
+	return &GCP{conn: k.conn, creds: k.creds, name: name, timeout: k.timeout, attempts: k.attempts}, nil
+}
+
+// Close ends the connection to the KMS.
+func (k *GCPKeys) Close() error { return k.conn.close() }
+
+// NewGCPKeys returns the GCPKeys that cfg describes. It does not use cfg.KeyID.
+// It looks for credentials, but does not call the KMS.
+func NewGCPKeys(ctx context.Context, cfg GCPConfig) (*GCPKeys, error) {
+	g := &GCPKeys{timeout: cfg.Timeout, attempts: cfg.MaxAttempts}
 	if g.timeout <= 0 {
 		g.timeout = DefaultGCPTimeout
 	}
 	if g.attempts <= 0 {
 		g.attempts = DefaultGCPMaxAttempts
-	}
-
-	if !gcpKeyForm.MatchString(g.name) {
-		err := errors.New("not of the form projects/P/locations/L/keyRings/R/cryptoKeys/K")
-		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(g.name, maxKeyID), Err: err}
-	}
-	if err := checkKeyID(g.name, gcpLeastBlob); err != nil {
-		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(g.name, maxKeyID), Err: err}
 	}
 
 	// With GOOGLE_SDK_GO_LOGGING_LEVEL=debug in the environment, the client
@@ -113,7 +150,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 			".config", "gcloud", "application_default_credentials.json")
 		if err != nil {
 			err := messageError("no credentials: " + printable(err.Error(), 300))
-			return nil, &Error{Kind: Internal, Op: "open", KeyID: g.name, Err: err}
+			return nil, &Error{Kind: Internal, Op: "open", KeyID: cfg.KeyID, Err: err}
 		}
 		g.creds = shareGCPTokens(found.Get)
 		options = []option.ClientOption{option.WithAuthCredentials(g.creds)}
@@ -126,7 +163,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	if cfg.CAFile != "" {
 		trusted, err := newPoolCredentials(cfg.CAFile, cfg.Report)
 		if err != nil {
-			return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
+			return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
 		}
 		options = append(options, option.WithGRPCDialOption(grpc.WithTransportCredentials(trusted)))
 	}
@@ -134,7 +171,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	var err error
 	if g.conn, err = newGCPConn(ctx, options); err != nil {
 		err := messageError(printable(err.Error(), 300))
-		return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
 	}
 	return g, nil
 }
@@ -142,7 +179,8 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 // KeyID returns the name of the CryptoKey.
 func (g *GCP) KeyID() string { return g.name }
 
-// Close ends the connection to the KMS.
+// Close ends the connection to the KMS. Other keys of the same GCPKeys use it
+// too.
 func (g *GCP) Close() error { return g.conn.close() }
 
 // gcpLeastBlob is the minimum length of a ciphertext of 32 bytes: nonce and

@@ -119,6 +119,12 @@ func (h *hsm) open(ctx context.Context) error {
 // label and id as configured.
 func (h *hsm) KeyID() string { return h.id }
 
+// Close closes the idle sessions. The module stays loaded.
+func (h *hsm) Close() error {
+	h.closeIdle()
+	return nil
+}
+
 // Wrap implements Wrapper.
 func (h *hsm) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkWrap(ctx, h.id, dek, ec); err != nil {

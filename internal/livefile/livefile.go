@@ -12,6 +12,7 @@ package livefile
 
 import (
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -40,13 +41,14 @@ type File[T any] struct {
 
 	mu       sync.Mutex
 	checked  time.Time
-	read     []fingerprint // of the files, taken before the last successful load
+	read     []Fingerprint // of the files, taken before the last successful load
 	reported string        // last reported error
 	current  T
 }
 
-// fingerprint identifies a version of a file.
-type fingerprint struct {
+// Fingerprint identifies a version of a file. It is the zero value if there is
+// no file.
+type Fingerprint struct {
 	modified time.Time
 	size     int64
 	inode    uint64
@@ -127,31 +129,35 @@ func (f *File[T]) report(err error) {
 }
 
 // fingerprints must be called before a load, so that changes during the
-// load are detected at the next check. A missing file has the zero
-// fingerprint.
-func fingerprints(paths []string) []fingerprint {
-	out := make([]fingerprint, len(paths))
+// load are detected at the next check.
+func fingerprints(paths []string) []Fingerprint {
+	out := make([]Fingerprint, len(paths))
 	for i, path := range paths {
-		info, err := os.Stat(path)
-		if err != nil {
-			continue
-		}
-
-		out[i] = fingerprint{modified: info.ModTime(), size: info.Size()}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			out[i].inode, out[i].device = stat.Ino, stat.Dev
-		}
+		out[i] = Take(path)
 	}
-
 	return out
 }
 
-func equal(a, b []fingerprint) bool {
-	for i := range a {
-		same := a[i].modified.Equal(b[i].modified) && a[i].size == b[i].size
-		if !same || a[i].inode != b[i].inode || a[i].device != b[i].device {
-			return false
-		}
+// Take returns the fingerprint of the file, following symbolic links.
+func Take(path string) (f Fingerprint) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return f
 	}
-	return true
+
+	f = Fingerprint{modified: info.ModTime(), size: info.Size()}
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		f.inode, f.device = stat.Ino, stat.Dev
+	}
+	return f
 }
+
+// Equal reports whether both are the same version of the same file.
+func (f Fingerprint) Equal(g Fingerprint) bool {
+	return f.SameFile(g) && f.modified.Equal(g.modified) && f.size == g.size
+}
+
+// SameFile reports whether both are the same file, or the same directory.
+func (f Fingerprint) SameFile(g Fingerprint) bool { return f.inode == g.inode && f.device == g.device }
+
+func equal(a, b []Fingerprint) bool { return slices.EqualFunc(a, b, Fingerprint.Equal) }

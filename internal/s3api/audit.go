@@ -19,8 +19,8 @@ func (write Trail) Audit(ctx context.Context, e keyring.Event) error {
 	r := audit.Record{
 		Event: string(e.Action), Result: Outcome(e.Err),
 		KMSKeyName: e.KeyName, KMSKey: e.KeyID, KMSKeyVersion: e.KeyVersion, Source: string(e.Source),
-		KMSRequestID: e.KMSRequestID,
-		Bucket:       e.Object.Bucket, Key: e.Object.Key,
+		KMSRequestID: e.KMSRequestID, Tenant: e.Tenant,
+		Bucket: e.Object.Bucket, Key: e.Object.Key,
 	}
 	if e.Action == keyring.ActionProbeRevoked {
 		r.Purged = &e.Purged

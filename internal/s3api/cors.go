@@ -124,7 +124,7 @@ func (s *Server) addCORSHeaders(c *call) {
 			maps.Copy(c.w.Header(), *said)
 			return
 		}
-		if !c.slot.held() && s.enter(c, s.unsigned, "") != nil {
+		if !c.slot.held() && s.enter(c, s.unsigned, holder{}) != nil {
 			return
 		}
 

@@ -24,7 +24,7 @@ func (s *Server) getBucketEncryption(c *call) error {
 		keyID, err = s.Keys.KeyID(c.Context(), crypt.Object{Bucket: c.bucket}, c.client.Name, "")
 	}
 
-	if errors.Is(err, keyring.ErrTenant) {
+	if errors.Is(err, keyring.ErrTenant) || errors.Is(err, keyring.ErrNoTenant) {
 		err = nil // each tenant has its own key, and S3's answer need not name one
 	}
 	if errors.Is(err, keyring.ErrNoRule) {

@@ -234,6 +234,13 @@ func asError(ctx context.Context, err error) *Error {
 			Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.",
 			cause:   err,
 		}
+	case errors.Is(err, keyring.ErrNoTenant):
+		return &Error{
+			Code: "AccessDenied",
+			Message: "No tenant of the proxy has this object, so it cannot be stored or read. " +
+				"The proxy's operator can add it to the file of a tenant.",
+			cause: err,
+		}
 	case errors.Is(err, keyring.ErrNotRead):
 		return &Error{
 			Code:    "AccessDenied",

@@ -98,8 +98,13 @@ func (s *Server) headObject(c *call) error {
 }
 
 // proveHead verifies the envelope of a HEAD: always if VerifyHead is set,
-// otherwise only if the data key is cached.
+// otherwise only if the data key is cached. In any case, the object must be that
+// of a tenant if it is in a rule for tenants.
 func (s *Server) proveHead(c *call, q stored.Request, o *stored.Object) error {
+	if err := s.Keys.CheckTenant(q.Object); err != nil {
+		return err
+	}
+
 	switch {
 	case o.CustomerKey: // verified by proveCustomerKey
 		return nil

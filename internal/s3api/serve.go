@@ -169,7 +169,7 @@ func (s *Server) handle(c *call) error {
 
 	s.addCORSHeaders(c)
 	if row != nil && row.scope == unsigned {
-		if err := s.enter(c, s.unsigned, ""); err != nil {
+		if err := s.enter(c, s.unsigned, holder{}); err != nil {
 			return err
 		}
 		return row.serve(s, c)
@@ -227,14 +227,14 @@ func (s *Server) admit(c *call) error {
 		if err := s.authenticate(c); err != nil { // only computes, so it needs no slot
 			return err
 		}
-		return s.enter(c, s.fast, c.client.Name)
+		return s.enter(c, s.fast, holderOf(c.client))
 	}
 
 	if !isForm(c.Request) {
 		return errNotForm()
 	}
 
-	if err := s.enter(c, s.unsigned, ""); err != nil {
+	if err := s.enter(c, s.unsigned, holder{}); err != nil {
 		return err
 	}
 	stop := c.within(cmp.Or(s.HeaderTimeout, defaultHeaderTimeout))
@@ -244,7 +244,7 @@ func (s *Server) admit(c *call) error {
 	if err != nil {
 		return err
 	}
-	return s.enter(c, s.fast, c.client.Name)
+	return s.enter(c, s.fast, holderOf(c.client))
 }
 
 const defaultHeaderTimeout = 10 * time.Second

@@ -3,6 +3,8 @@ package s3api
 import (
 	"sync"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/access"
 )
 
 // A request holds a slot of one of three pools while it is served:
@@ -34,31 +36,50 @@ type pool struct {
 
 	mu   sync.Mutex
 	used int
-	of   map[string]int // slots by client
+	of   map[string]int // slots by name of the holder
+}
+
+// holder is who holds slots: a client, or clients that share a limit.
+type holder struct {
+	name string
+	most int // 0 means the share of each client
+}
+
+// holderOf returns the holder of a client's slots.
+func holderOf(c *access.Client) holder {
+	if c.Group != "" {
+		return holder{c.Group, c.GroupLimit}
+	}
+	return holder{name: c.Name}
 }
 
 func newPool(size int, share func() int) *pool {
 	return &pool{size: size, share: share, of: make(map[string]int)}
 }
 
-// acquire takes a slot for the client, and reports whether one was free.
-func (p *pool) acquire(client string) bool {
+// acquire takes a slot, and reports whether one was free.
+func (p *pool) acquire(h holder) bool {
+	most := p.share()
+	if h.most > 0 {
+		most = min(most, h.most)
+	}
+
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.used >= p.size || p.of[client] >= p.share() {
+	if p.used >= p.size || p.of[h.name] >= most {
 		return false
 	}
 	p.used++
-	p.of[client]++
+	p.of[h.name]++
 	return true
 }
 
-func (p *pool) release(client string) {
+func (p *pool) release(h holder) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.used--
-	if p.of[client]--; p.of[client] == 0 {
-		delete(p.of, client)
+	if p.of[h.name]--; p.of[h.name] == 0 {
+		delete(p.of, h.name)
 	}
 }
 
@@ -73,7 +94,7 @@ func (p *pool) nearlyFull() bool {
 type slot struct {
 	mu     sync.Mutex
 	pool   *pool // nil for none
-	client string
+	holder holder
 	timer  *time.Timer // runs watchPace; nil while the pace is not watched
 	left   bool
 
@@ -100,11 +121,11 @@ func (s *slot) held() bool {
 }
 
 // move replaces the slot that is held with one that was acquired.
-func (s *slot) move(to *pool, client string) {
+func (s *slot) move(to *pool, h holder) {
 	if s.pool != nil {
-		s.pool.release(s.client)
+		s.pool.release(s.holder)
 	}
-	s.pool, s.client = to, client
+	s.pool, s.holder = to, h
 }
 
 // pools creates the pools of a server.
@@ -132,14 +153,14 @@ func (s *Server) share() int {
 
 // enter exchanges the call's slot for one of p. If none is free, the call
 // must not cause a request to the store.
-func (s *Server) enter(c *call, p *pool, client string) error {
-	if !p.acquire(client) {
+func (s *Server) enter(c *call, p *pool, h holder) error {
+	if !p.acquire(h) {
 		c.w.last = nil
 		return errBusy()
 	}
 	c.slot.mu.Lock()
 	defer c.slot.mu.Unlock()
-	c.slot.move(p, client)
+	c.slot.move(p, h)
 	if p == s.fast && c.slot.timer == nil {
 		c.slot.timer = time.AfterFunc(slowAfter, func() { s.watchPace(c) })
 	}
@@ -157,7 +178,7 @@ func (s *Server) leave(c *call) {
 	if c.slot.timer != nil {
 		c.slot.timer.Stop()
 	}
-	c.slot.move(nil, "")
+	c.slot.move(nil, holder{})
 }
 
 // watchPace checks the pace of a call at regular intervals. Time spent
@@ -189,8 +210,8 @@ func (s *Server) checkPace(c *call) error {
 		return errIdle
 	case lately.waited < slowAfter/2 || !lately.below(slowRate) || c.slot.pool != s.fast:
 		return nil
-	case s.slow.acquire(c.slot.client):
-		c.slot.move(s.slow, c.slot.client)
+	case s.slow.acquire(c.slot.holder):
+		c.slot.move(s.slow, c.slot.holder)
 	case s.fast.nearlyFull():
 		return errBusy()
 	}
