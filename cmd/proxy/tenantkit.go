@@ -17,6 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/keytemplate"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/tenant"
 	"github.com/cmekproxy/cmekproxy/internal/tenantkit"
 )
 
@@ -206,8 +207,8 @@ func (k *namedKey) open(ctx context.Context) (kms.Wrapper, error) {
 }
 
 // findNamedKey finds the key with a name: that of a key in the configuration,
-// or TEMPLATE:VALUES for the key of a tenant. It is the one place that knows
-// where keys can come from.
+// TEMPLATE:VALUES for the key of a tenant, or the name of a tenant in
+// tenants_dir. It is the one place that knows where keys can come from.
 func findNamedKey(cfg *config.Config, o tenantCheckOptions) (*namedKey, error) {
 	family, values, isTenant := strings.Cut(o.name, ":")
 	var key *namedKey
@@ -218,9 +219,15 @@ func findNamedKey(cfg *config.Config, o tenantCheckOptions) (*namedKey, error) {
 		}
 	}
 
+	if key == nil {
+		if key, err := findTenantFile(cfg, o); key != nil || err != nil {
+			return key, err
+		}
+	}
+
 	switch {
 	case key == nil:
-		return nil, usageError{fmt.Errorf("there is no key with the name %q", o.name)}
+		return nil, usageError{fmt.Errorf("there is no key and no tenant with the name %q", o.name)}
 	case key.IsTogether():
 		return nil, usageError{fmt.Errorf("%s consists of other keys: check each of %s",
 			o.name, strings.Join(key.Members, ", "))}
@@ -236,6 +243,39 @@ func findNamedKey(cfg *config.Config, o tenantCheckOptions) (*namedKey, error) {
 	}
 	if key.bucket == "" {
 		return nil, usageError{errors.New("the rules do not name the tenant's bucket: give --bucket")}
+	}
+	return key, nil
+}
+
+// findTenantFile finds the key of a tenant in tenants_dir. It returns nil if
+// there is none.
+func findTenantFile(cfg *config.Config, o tenantCheckOptions) (*namedKey, error) {
+	if cfg.TenantsDir == "" {
+		return nil, nil //nolint:nilnil // no directory, so no key
+	}
+	state := tenant.Open(cfg.TenantsDir, tenantParser(cfg)).Next()
+	if state.Err != nil {
+		return nil, state.Err
+	}
+	for _, p := range state.Problems {
+		if p.Tenant == o.name {
+			return nil, fmt.Errorf("%s: %w", p.Path, p.Err)
+		}
+	}
+	t := state.Tenants[o.name]
+	if t == nil {
+		return nil, nil //nolint:nilnil // no such tenant
+	}
+
+	key := &namedKey{Key: t.Key, family: t.Key, bucket: o.bucket, prefix: o.prefix}
+	key.bucket = cmp.Or(key.bucket, t.Objects[0].Buckets[0])
+	if key.prefix == "" && len(t.Objects[0].Prefixes) > 0 {
+		key.prefix = t.Objects[0].Prefixes[0]
+	}
+	for _, r := range cfg.Encryption.Rules {
+		if r.Tenants {
+			key.bucketKeys = key.bucketKeys || r.DEKReuse != (config.DEKReuse{})
+		}
 	}
 	return key, nil
 }

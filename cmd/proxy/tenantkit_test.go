@@ -225,6 +225,40 @@ func TestTenantCheckTemplate(t *testing.T) {
 	}
 }
 
+// A tenant of tenants_dir is checked by its name, and a file with an error is
+// named.
+func TestTenantCheckFile(t *testing.T) {
+	dir := t.TempDir()
+	key := filepath.Join(t.TempDir(), "kms.key")
+	if err := kms.CreateLocalKeyFile(key); err != nil {
+		t.Fatal(err)
+	}
+	for name, objects := range map[string]string{"acme": "[{buckets: [data], prefixes: [acme/]}]", "beta": "[]"} {
+		text := fmt.Sprintf("key: {provider: local, key_file: %s}\nobjects: %s\n", key, objects)
+		if err := os.WriteFile(filepath.Join(dir, name+".yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	text := `origin: {endpoint: "http://127.0.0.1:1", region: us-east-1}
+encryption: {rules: [{buckets: [data], tenants: true}]}
+tenants_dir: ` + dir + "\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	code, stdout, stderr := command(t, "tenant", "check", "acme", "--config", path)
+	if code != 0 || !strings.Contains(stdout, "objects s3://data/acme/") {
+		t.Errorf("%d, %s%s", code, stdout, stderr)
+	}
+	for name, want := range map[string]string{"beta": "beta.yaml", "gamma": `no key and no tenant with the name "gamma"`} {
+		if code, _, stderr := command(t, "tenant", "check", name, "--config", path); code == 0 ||
+			!strings.Contains(stderr, want) {
+			t.Errorf("%s: %d, %s", name, code, stderr)
+		}
+	}
+}
+
 func TestTenantCheckRefuses(t *testing.T) {
 	key := filepath.Join(t.TempDir(), "kms.key")
 	if err := kms.CreateLocalKeyFile(key); err != nil {
@@ -242,10 +276,10 @@ func TestTenantCheckRefuses(t *testing.T) {
 		want string
 	}{
 		{"no name", nil, 2, "want one name of a key, got 0"},
-		{"unknown", []string{"acme"}, 2, `no key with the name "acme"`},
+		{"unknown", []string{"acme"}, 2, `no key and no tenant with the name "acme"`},
 		{"several keys", []string{"both"}, 2, "check each of main, two"},
 		{"a template", []string{"files"}, 2, "name a tenant, as in files:acme"},
-		{"not a template", []string{"main:acme"}, 2, "no key with the name"},
+		{"not a template", []string{"main:acme"}, 2, "no key and no tenant with the name"},
 		{"too few values", []string{"files:data"}, 2, "too few values"},
 		{"not a value", []string{"files:../x"}, 2, "must be 1 to 64"},
 		{"prefix of another", []string{"files:data/acme", "--prefix", "beta/"}, 2, `belong to the tenant "data/beta"`},
