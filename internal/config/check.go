@@ -245,10 +245,11 @@ func (d *decoder) checkKeys(keys []Key) {
 	}
 }
 
+const needsVersion2 = "%s needs encryption.format_version 2: readers of version 1 cannot read such objects"
+
 // checkFormat refuses what the version of the format does not have. Older
 // readers do not know several wraps of a data key either.
 func (d *decoder) checkFormat(c *Config) {
-	const needs = "%s needs encryption.format_version 2: readers of version 1 cannot read such objects"
 	switch c.Encryption.FormatVersion {
 	case 1:
 	case 2:
@@ -260,15 +261,15 @@ func (d *decoder) checkFormat(c *Config) {
 
 	for i := range c.Encryption.Rules {
 		if r := &c.Encryption.Rules[i]; r.SealMetadata {
-			d.fail(&r.SealMetadata, needs, "seal_metadata")
+			d.fail(&r.SealMetadata, needsVersion2, "seal_metadata")
 		}
 	}
 	for i := range c.Keys {
 		switch k := &c.Keys[i]; {
 		case k.RecoveryPublicKey != "":
-			d.fail(&k.RecoveryPublicKey, needs, "recovery_public_key")
+			d.fail(&k.RecoveryPublicKey, needsVersion2, "recovery_public_key")
 		case k.IsTogether():
-			d.fail(&k.Provider, needs, "provider "+string(k.Provider))
+			d.fail(&k.Provider, needsVersion2, "provider "+string(k.Provider))
 		}
 	}
 }

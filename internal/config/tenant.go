@@ -257,6 +257,9 @@ func (d *decoder) checkTenantKey(k *Key, c *Config) {
 		d.fail(k, "the key of a tenant is one key, and cannot have variables")
 	}
 
+	if c.Encryption.FormatVersion == 1 && k.RecoveryPublicKey != "" {
+		d.fail(&k.RecoveryPublicKey, needsVersion2, "recovery_public_key")
+	}
 	d.checkKey(k)
 	if d.given[&k.Timeout] {
 		d.checkRange(&k.Timeout, "timeout", minKMSTimeout, maxKMSTimeout)

@@ -231,3 +231,17 @@ tenants_dir: /tenants
 		t.Errorf("without keys and clients of the configuration: %v", err)
 	}
 }
+
+// A tenant's file cannot ask for what the version of the format lacks.
+func TestTenantRecoveryNeedsVersion2(t *testing.T) {
+	const recovery = "alias/acme, recovery_public_key: \"cmekproxy-recovery-public-v1:RQAf6D+0YBC7AIldXIoxd88pyQYVhYIHTfiY/2FGtVI=\""
+	text := []byte(strings.Replace(acme, "alias/acme", recovery, 1))
+	if _, err := config.ParseTenant("acme.yaml", text, parse(t, area)); err != nil {
+		t.Error(err)
+	}
+	old := parse(t, strings.Replace(area, "encryption:\n", "encryption:\n  format_version: 1\n", 1))
+	if _, err := config.ParseTenant("acme.yaml", text, old); err == nil ||
+		!strings.Contains(err.Error(), "needs encryption.format_version 2") {
+		t.Error(err)
+	}
+}
