@@ -46,7 +46,8 @@ type call struct {
 	// The body: openBody in request.go.
 	payload io.Reader // framing removed, signature and checksums verified before io.EOF
 	checks  *checksums
-	posted  *form // nil unless it is a form upload: post.go
+	posted  *form   // nil unless it is a form upload: post.go
+	peeked  *peeked // the whole body, if it was read ahead: put.go
 
 	// Keys for SSE-C: customerkey.go.
 	customerKey []byte // for the object; nil for none

@@ -75,12 +75,13 @@ func (s *Server) sealObject(c *call) error {
 		return errors.Join(err, sealer.Close())
 	}
 
-	resp, err := s.sendSealed(
-		c,
-		nil,
-		header,
-		&upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(size)},
-	)
+	up := &upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(size)}
+	resp, err := s.sendSealed(c, nil, header, up)
+	if c.peeked != nil {
+		up.stop() // a transport may read on for a moment after the answer
+		c.peeked.free()
+		c.peeked = nil
+	}
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,8 @@ func (c *call) peek() error {
 		return nil
 	}
 
-	text := make([]byte, c.auth.DecodedLength())
+	c.peeked = newPeeked(int(c.auth.DecodedLength()))
+	text := c.peeked.text
 	if _, err := io.ReadFull(c.payload, text); err != nil {
 		return bodyError(err)
 	}
@@ -152,6 +154,36 @@ func (c *call) peek() error {
 	}
 	c.payload = bytes.NewReader(text)
 	return nil
+}
+
+// peeked is a body in memory. Its buffer is used again for other bodies.
+type peeked struct {
+	text  []byte
+	class int
+}
+
+// peekSizes are the sizes of the buffers in bytes, each with its own pool.
+var peekSizes = [...]int{16 << 10, 128 << 10, maxPeek}
+
+var peekPools [len(peekSizes)]sync.Pool
+
+func newPeeked(size int) *peeked {
+	class := 0
+	for peekSizes[class] < size {
+		class++
+	}
+	if p, ok := peekPools[class].Get().(*peeked); ok {
+		p.text = p.text[:size]
+		return p
+	}
+	return &peeked{make([]byte, size, peekSizes[class]), class}
+}
+
+// free overwrites the body, which must not be used afterwards, and gives the
+// buffer back.
+func (p *peeked) free() {
+	clear(p.text)
+	peekPools[p.class].Put(p)
 }
 
 // putHeader returns the header for the store, with the signed envelope as
