@@ -685,7 +685,7 @@ func TestCommandsWithTenantFiles(t *testing.T) {
 // TestAThousandTenantFiles: a thousand tenants cost nothing while they are
 // idle, and adding one more neither parses nor opens the others again.
 func TestAThousandTenantFiles(t *testing.T) {
-	const tenants, revoked = 1000, 517
+	tenants, revoked := aThousand()
 	a := newAWSTenants(t)
 	name := func(i int) string { return fmt.Sprint("t", i) }
 	dir := t.TempDir()
@@ -694,7 +694,7 @@ func TestAThousandTenantFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := func(tenant string) string {
-		return fmt.Sprintf(`key: {provider: aws-kms, key_id: %s, endpoint: "%s", region: %s, timeout: 5s}
+		return fmt.Sprintf(`key: {provider: aws-kms, key_id: %s, endpoint: "%s", region: %s, timeout: 20s}
 objects: [{buckets: [data], prefixes: [%s/]}]
 clients: [{name: %s-app, access_key: AK%s, secret_key: secret-of-%s}]
 `, a.arns[tenant], a.URL(), a.Region(), tenant, tenant, tenant, tenant)
@@ -732,7 +732,7 @@ clients: [{name: %s-app, access_key: AK%s, secret_key: secret-of-%s}]
 		tenants, (int64(heap())-int64(before))>>10, a.Calls())
 	metrics := f.ask(t, http.MethodGet, "/metrics")
 	if n := strings.Count(metrics, `="tenant`); n > 100 || strings.Contains(metrics, "tenant:") ||
-		!strings.Contains(metrics, "cmekproxy_tenants 1001\n") {
+		!strings.Contains(metrics, fmt.Sprintf("cmekproxy_tenants %d\n", tenants+1)) {
 		t.Errorf("%d time series", n)
 	}
 

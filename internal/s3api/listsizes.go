@@ -66,7 +66,8 @@ func parseListing(doc []byte, name string) *listingPage {
 	begin, end := []byte("<"+name+">"), []byte("</"+name+">")
 	encoding, _, _ := element(doc, "EncodingType")
 	n := bytes.Count(doc, begin)
-	list := &listingPage{doc: doc, encoding: string(encoding), entries: make([]listed, 0, n), edits: make([]edit, 0, 2*n)}
+	list := &listingPage{doc: doc, encoding: string(encoding)}
+	list.entries, list.edits = make([]listed, 0, n), make([]edit, 0, 2*n)
 
 	for at := 0; ; {
 		i := bytes.Index(doc[at:], begin)
@@ -203,7 +204,8 @@ func (s *Server) findSizes(c *call, list *listingPage) error {
 	for i := range entries {
 		e := &entries[i]
 		e.plain = plaintextSize(e.etag, e.size)
-		if !e.hasSize() || counted && (!mayBePlain || !s.Keys.AllowPlaintext(e.object(c.bucket, encoding), c.client.Name)) {
+		follows := counted && !(mayBePlain && s.Keys.AllowPlaintext(e.object(c.bucket, encoding), c.client.Name))
+		if follows || !e.hasSize() {
 			continue
 		}
 
