@@ -76,7 +76,7 @@ model: ## random multipart uploads against a model and a real store, for MODEL_T
 	MODEL_TIME=$${MODEL_TIME:-10m} $(GO) test -count=1 -timeout 0 -run TestMultipartModel -v ./internal/s3api
 
 .PHONY: bench
-bench: ## throughput, latency, CPU and memory, compared with the bare store and a plain reverse proxy
+bench: ## CPU, throughput, latency and memory beside nginx and a plain pass-through; says which goals are reached
 	bench/run.sh
 
 .PHONY: e2e

@@ -1,249 +1,311 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"crypto/rand"
-	"errors"
+	"encoding/xml"
 	"fmt"
-	"io"
-	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 )
 
-const (
-	region     = "us-east-1"
-	bucket     = "bench"
-	objects    = 4 // of each size
-	warmUpSize = 1 << 20
-)
-
-// cell is one line of the table.
-type cell struct {
-	method  string
-	size    int64
-	clients int
-}
-
-func (c cell) label() (string, int) { return c.method + " " + formatSize(c.size), c.clients }
-
-// result holds the measurements of a cell at a target, over all rounds.
-type result struct {
+// sample is what one round measured at one target.
+type sample struct {
 	took      time.Duration
 	cpu       time.Duration // of the target's processes
-	peakRSS   int64         // of the target's processes, in bytes
 	bytes     int64
+	mallocs   int64 // allocations of the target, -1 if it does not count them
 	latencies []time.Duration
-	err       error // the first error; if set, the rest is invalid
 }
 
-func (r *result) add(other result) {
-	r.took += other.took
-	r.cpu += other.cpu
-	r.peakRSS = max(r.peakRSS, other.peakRSS)
-	r.bytes += other.bytes
-	r.latencies = append(r.latencies, other.latencies...)
-	if r.err == nil {
-		r.err = other.err
+// perRequest returns the CPU time of a request in microseconds.
+func (s sample) perRequest() float64 { return s.cpu.Seconds() * 1e6 / float64(len(s.latencies)) }
+
+// perGiB returns the CPU time of a GiB in seconds.
+func (s sample) perGiB() float64 { return s.cpu.Seconds() / float64(s.bytes) * (1 << 30) }
+
+// cost returns the CPU time in the unit of the cell.
+func (s sample) cost(c cell) float64 {
+	if c.bulk() {
+		return s.perGiB()
 	}
+	return s.perRequest()
 }
 
-func (r *result) throughput() float64 { return float64(r.bytes) / (1 << 20) / r.took.Seconds() }
-
-func (r *result) requests() float64 { return float64(len(r.latencies)) / r.took.Seconds() }
-
-func (r *result) cpuPerGiB() float64 { return r.cpu.Seconds() / (float64(r.bytes) / (1 << 30)) }
-
-func (r *result) cpuPerRequest() float64 {
-	return float64(r.cpu.Microseconds()) / float64(len(r.latencies))
+// endpoint returns the endpoint of the target that the cell needs. ok is
+// false if it has none.
+func (c cell) endpoint(t *target) (e endpoint, ok bool) {
+	e = t.plain
+	if c.tls {
+		e = t.secure
+	}
+	return e, e.addr != ""
 }
 
-func (r *result) percentiles() (p50, p99 time.Duration) {
-	slices.Sort(r.latencies)
-	n := len(r.latencies)
-	return r.latencies[n/2], r.latencies[n*99/100]
-}
-
-// measure loads the target for a time, after a warm-up in which the same
-// number of clients open their connections. It deletes the uploaded objects
-// directly at the store.
-func (c cell) measure(ctx context.Context, t, store *target, length time.Duration) result {
-	warm := c
-	warm.size = min(c.size, warmUpSize)
-	if err := errors.Join(c.prepare(ctx, t), warm.prepare(ctx, t)); err != nil {
-		return result{err: err}
+// measure loads a target with a number of clients for some time, after a
+// warm-up of a quarter of it. Each client ends the request that it has
+// begun, so that the sample has whole requests only.
+func (c cell) measure(ctx context.Context, t *target, clients int, length time.Duration) (sample, error) {
+	e, _ := c.endpoint(t)
+	if err := c.prepare(ctx, t); err != nil {
+		return sample{}, err
 	}
 
-	r := warm.load(ctx, t, length/4)
-	if r.err == nil {
-		t.resetPeakRSS()
-		before := t.cpu()
-		r = c.load(ctx, t, length)
-		r.cpu, r.peakRSS = t.cpu()-before, t.peakRSS()
+	workers := make([]*worker, clients)
+	for n := range workers {
+		w, err := c.newWorker(ctx, t, e, n)
+		if err != nil {
+			return sample{}, err
+		}
+		defer w.conn.close()
+		workers[n] = w
+	}
+	if _, err := run(workers, length/4); err != nil {
+		return sample{}, err
 	}
 
-	if c.method == http.MethodPut {
-		r.err = errors.Join(r.err, c.remove(ctx, t, store), warm.remove(ctx, t, store))
+	mallocs, err := t.startCounting(ctx)
+	if err != nil {
+		return sample{}, err
 	}
-	return r
+	pids := e.pids()
+	before, start := cpuOf(pids), time.Now()
+	latencies, err := run(workers, length)
+	s := sample{took: time.Since(start), cpu: cpuOf(pids) - before, latencies: latencies, mallocs: -1}
+	if err != nil {
+		return s, err
+	}
+
+	s.bytes = c.moved() * int64(len(latencies))
+	if mallocs >= 0 && !c.tls {
+		after, err := t.countMallocs(ctx)
+		if err != nil {
+			return s, err
+		}
+		s.mallocs = after - mallocs
+	}
+	return s, nil
 }
 
-// load keeps the cell's clients busy for a time. Each client then finishes
-// its current request, and all requests up to then count. A client stops at
-// its first error.
-func (c cell) load(ctx context.Context, t *target, length time.Duration) result {
-	var total result
+// run keeps the workers busy for a time. Each does one request at least, and
+// stops at its first error.
+func run(workers []*worker, length time.Duration) (latencies []time.Duration, err error) {
+	var all sync.WaitGroup
 	var mu sync.Mutex
-	var wg sync.WaitGroup
 	start := time.Now()
-	for n := range c.clients {
-		wg.Go(func() {
-			var own result
-			for own.err == nil && (len(own.latencies) == 0 || time.Since(start) < length) {
-				begin := time.Now()
-				if own.err = c.request(ctx, t, n, c.method); own.err == nil {
-					own.latencies = append(own.latencies, time.Since(begin))
-					own.bytes += c.size
+	for _, w := range workers {
+		all.Go(func() {
+			own := make([]time.Duration, 0, 1<<14)
+			for begin := start; len(own) == 0 || begin.Sub(start) < length; {
+				if failure := w.once(); failure != nil {
+					mu.Lock()
+					err = failure
+					mu.Unlock()
+					return
 				}
+				now := time.Now()
+				own = append(own, now.Sub(begin))
+				begin = now
 			}
+
 			mu.Lock()
-			defer mu.Unlock()
-			total.add(own)
+			latencies = append(latencies, own...)
+			mu.Unlock()
 		})
 	}
 
-	wg.Wait()
-	total.took = time.Since(start)
-	return total
+	all.Wait()
+	return latencies, err
 }
 
-// prepare stores the objects to read, through the target itself.
+// worker is a client with one connection.
+type worker struct {
+	conn *connection
+	once func() error // does what is measured, once
+}
+
+// objects is the number of objects that are read in turn.
+const objects = 4
+
+func (c cell) newWorker(ctx context.Context, t *target, e endpoint, n int) (*worker, error) {
+	conn, err := e.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{conn: conn}
+	if c.parts && c.method == http.MethodPut {
+		path := fmt.Sprintf("/%s/put-parts-%d", t.bucket, n)
+		w.once = func() error { return conn.putParts(ctx, t, e, path, c.size) }
+		return w, nil
+	}
+
+	var requests []*request
+	for i := range objects {
+		r, err := t.sign(ctx, e, c.message(t, n, i))
+		if err != nil {
+			conn.close()
+			return nil, err
+		}
+		requests = append(requests, r)
+	}
+
+	turn := n
+	w.once = func() error {
+		turn++
+		resp, err := conn.do(requests[turn%objects], nil)
+		if want := c.moved(); err == nil && c.method == http.MethodGet && want > 0 && resp.length != want {
+			return fmt.Errorf("%d bytes came, not %d", resp.length, want)
+		}
+		return err
+	}
+	return w, nil
+}
+
+// message returns the request of client n for object i.
+func (c cell) message(t *target, n, i int) message {
+	switch {
+	case c.listed > 0:
+		return message{method: http.MethodGet, path: "/" + t.bucket + "-list?list-type=2&encoding-type=url"}
+	case c.method == http.MethodPut:
+		bucket := t.bucket
+		if c.reuse {
+			bucket += "-reuse"
+		}
+		return uploadMessage(fmt.Sprintf("/%s/put-%d-%d", bucket, c.size, n), c.size, checksum.Named(c.checksum))
+	}
+
+	m := message{method: c.method, path: c.path(t, i)}
+	if c.ranged > 0 {
+		from := c.size / 2 // in the middle, in the third part of four
+		m.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", from, from+c.ranged-1)}}
+	}
+	return m
+}
+
+// path returns the path of object i to read.
+func (c cell) path(t *target, i int) string {
+	kind := "single"
+	if c.parts {
+		kind = "parts"
+	}
+	return fmt.Sprintf("/%s/%s-%d-%d", t.bucket, kind, c.size, i)
+}
+
+// prepare stores the objects to read or to list, through the target itself,
+// and only once.
 func (c cell) prepare(ctx context.Context, t *target) error {
-	if c.method != http.MethodGet || t.prepared[c.size] {
+	paths := []string{}
+	for i := range objects {
+		paths = append(paths, c.path(t, i))
+	}
+
+	size := c.size
+	switch {
+	case c.listed > 0:
+		size, paths = 4<<10, nil
+		for i := range c.listed {
+			paths = append(paths, fmt.Sprintf("/%s-list/photos/2026/11/IMG_%06d.jpg", t.bucket, i))
+		}
+	case c.method == http.MethodPut:
 		return nil
 	}
-	for n := range objects {
-		if err := c.request(ctx, t, n, http.MethodPut); err != nil {
-			return err
+
+	if t.prepared[paths[0]] {
+		return nil
+	}
+	t.prepared[paths[0]] = true
+	if c.parts {
+		return t.forAll(ctx, paths, func(conn *connection, path string) error {
+			return conn.putParts(ctx, t, t.plain, path, size)
+		})
+	}
+	return t.store(ctx, paths, size)
+}
+
+// store stores an object at each path.
+func (t *target) store(ctx context.Context, paths []string, size int64) error {
+	return t.forAll(ctx, paths, func(conn *connection, path string) error {
+		_, err := conn.exchange(ctx, t, t.plain, uploadMessage(path, size, nil), nil)
+		return err
+	})
+}
+
+// forAll calls do for each path, with one connection.
+func (t *target) forAll(ctx context.Context, paths []string, do func(*connection, string) error) error {
+	conn, err := t.plain.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.close()
+
+	for _, path := range paths {
+		if err := do(conn, path); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	t.prepared[c.size] = true
 	return nil
 }
 
-// remove deletes the objects that the cell's clients uploaded, because the
-// store keeps them in memory.
-func (c cell) remove(ctx context.Context, t, store *target) error {
-	for n := range c.clients {
-		if _, err := store.do(ctx, http.MethodDelete, c.path(t, n), nil, 0); err != nil {
+// exchange signs a message and does the request.
+func (c *connection) exchange(
+	ctx context.Context, t *target, e endpoint, m message, body *bytes.Buffer,
+) (response, error) {
+	r, err := t.sign(ctx, e, m)
+	if err != nil {
+		return response{}, err
+	}
+	if body == nil {
+		return c.do(r, nil)
+	}
+	return c.do(r, body)
+}
+
+// putParts uploads a multipart object: one request to create it, one for
+// each part, and one to complete it.
+func (c *connection) putParts(ctx context.Context, t *target, e endpoint, path string, size int64) error {
+	var answer bytes.Buffer
+	create := message{method: http.MethodPost, path: path + "?uploads="}
+	if _, err := c.exchange(ctx, t, e, create, &answer); err != nil {
+		return err
+	}
+	var created struct{ UploadId string }
+	if err := xml.Unmarshal(answer.Bytes(), &created); err != nil {
+		return err
+	}
+
+	var list strings.Builder
+	list.WriteString("<CompleteMultipartUpload>")
+	for number := 1; size > 0; number++ {
+		length := min(size, partSize)
+		size -= length
+		part := fmt.Sprintf("%s?partNumber=%d&uploadId=%s", path, number, created.UploadId)
+		resp, err := c.exchange(ctx, t, e, uploadMessage(part, length, nil), nil)
+		if err != nil {
 			return err
 		}
+		fmt.Fprintf(&list, "<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>", number, resp.etag)
 	}
-	return nil
-}
+	list.WriteString("</CompleteMultipartUpload>")
 
-// path returns the path that client n of the cell uploads to or downloads
-// from.
-func (c cell) path(t *target, n int) string {
-	if c.method == http.MethodPut {
-		return fmt.Sprintf("/%s/%s-put-%d-%d", bucket, t.name, c.size, n)
+	answer.Reset()
+	complete := message{
+		method: http.MethodPost, path: path + "?uploadId=" + created.UploadId, body: []byte(list.String()), times: 1,
 	}
-	return fmt.Sprintf("/%s/%s-%d-%d", bucket, t.name, c.size, n%objects)
-}
-
-func (c cell) request(ctx context.Context, t *target, n int, method string) error {
-	var body io.Reader
-	if method == http.MethodPut {
-		body = &endless{left: c.size}
-	}
-	got, err := t.do(ctx, method, c.path(t, n), body, c.size)
-	if err == nil && method == http.MethodGet && got != c.size {
-		return fmt.Errorf("%d bytes came, not %d", got, c.size)
+	_, err := c.exchange(ctx, t, e, complete, &answer)
+	if err == nil && !strings.Contains(answer.String(), "<ETag>") { // an error can come with status 200
+		err = fmt.Errorf("completing %s: %.300s", path, answer.String())
 	}
 	return err
 }
 
-// do sends a signed request and reads the whole response. It returns the
-// length of the response body.
-func (t *target) do(ctx context.Context, method, path string, body io.Reader, length int64) (int64, error) {
-	resp, err := t.send(ctx, method, path, nil, body, length)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	return discard(resp.Body)
-}
-
-// send sends a signed request. It returns an error unless the response
-// reports success.
-func (t *target) send(
-	ctx context.Context,
-	method, path string,
-	header http.Header,
-	body io.Reader,
-	length int64,
-) (*http.Response, error) {
-	r, err := http.NewRequestWithContext(ctx, method, t.url+path, body)
-	if err != nil {
-		return nil, err
-	}
-
-	maps.Copy(r.Header, header)
-	if body != nil {
-		r.ContentLength = length
-	}
-
-	r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
-	creds := aws.Credentials{AccessKeyID: t.access, SecretAccessKey: t.secret}
-	if err := signer.SignHTTP(ctx, creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now()); err != nil {
-		return nil, err
-	}
-
-	resp, err := t.client.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode >= 300 {
-		defer resp.Body.Close()
-		text := make([]byte, 300)
-		n, _ := io.ReadFull(resp.Body, text)
-		return nil, fmt.Errorf("answered %s: %s", resp.Status, text[:n])
-	}
-
-	return resp, nil
-}
-
-// discard reads to the end, in large blocks.
-func discard(r io.Reader) (int64, error) {
-	buf := buffers.Get().(*[256 << 10]byte)
-	defer buffers.Put(buf)
-	return io.CopyBuffer(struct{ io.Writer }{io.Discard}, r, buf[:])
-}
-
-var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
-
-var signer = v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
-
-// noise is the content of all bodies, repeated as needed.
-var noise = func() []byte {
-	b := make([]byte, 1<<20)
-	rand.Read(b)
-	return b
-}()
-
-// endless is a body of left bytes that is not held in memory.
-type endless struct{ left int64 }
-
-func (e *endless) Read(p []byte) (int, error) {
-	if e.left == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p[:min(int64(len(p)), e.left)], noise)
-	e.left -= int64(n)
-	return n, nil
+// percentiles returns the median and the 99th percentile of latencies.
+func percentiles(latencies []time.Duration) (p50, p99 time.Duration) {
+	sorted := slices.Sorted(slices.Values(latencies))
+	n := len(sorted)
+	return sorted[n/2], sorted[n*99/100]
 }

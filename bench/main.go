@@ -1,7 +1,20 @@
-// Command bench compares cmekproxy with the bare store and with a plain
-// reverse proxy, in one run on loopback. Targets take turns in each round,
-// so that noise on a shared machine affects all of them equally. Compare the
-// ratios, not the absolute figures.
+// Command bench measures what cmekproxy costs: side by side with nginx, with
+// a plain pass-through of net/http, and with a rival if one is given, in
+// front of an origin that keeps objects in memory. Everything runs on
+// loopback, each server in a process of its own. It prints Markdown tables
+// that say which goals are reached.
+//
+//	main.go         the flags
+//	cells.go        the rows of the table, and the goals
+//	compare.go      rounds and ratios
+//	load.go         one measurement: request.go, connection.go, metrics.go, proc.go
+//	memory.go       resident memory
+//	kms.go          the cost of a KMS call
+//	table.go        the tables
+//	lab.go          the processes: certificate.go, serve.go; peers.md describes rivals
+//	origin.go       the origin; originupload.go has its uploads
+//	passthrough.go  the pass-through
+//	passes.go       AES-GCM and CRC32 alone
 package main
 
 import (
@@ -9,32 +22,19 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
-type options struct {
-	bin     string
-	plain   string
-	cell    time.Duration
-	rounds  int
-	clients []int64
-	sizes   []int64
-	large   int64
-	memory  time.Duration
-	full    bool
-	rate    int64
-}
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx)
+	err := start(ctx, os.Args[1:])
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -42,222 +42,121 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) error {
-	o, err := parse()
+func start(ctx context.Context, args []string) error {
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		return serve(ctx, args)
+	}
+	o, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	if flag.NArg() == 3 && flag.Arg(0) == reverseProxyCommand {
-		return serveReverseProxy(ctx, flag.Arg(1), flag.Arg(2))
-	}
-
-	if flag.NArg() > 0 {
-		return errors.New("there are flags only; see -h")
-	}
-
-	lab, err := newLab(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer lab.close()
-
-	fmt.Printf(
-		"%s, %d cores, %s, %s, load average %s\n",
-		cpuModel(),
-		runtime.NumCPU(),
-		runtime.Version(),
-		time.Now().UTC().Format("2006-01-02"),
-		loadAverage(),
-	)
-	fmt.Printf("%s; the store keeps its objects in %s\n\n", lab.plainVersion, lab.storeDir)
-	if len(o.clients) > 0 || o.large > 0 {
-		err = compare(ctx, lab, o)
-	}
-	if ctx.Err() == nil && (o.memory > 0 || o.full) {
-		err = errors.Join(err, memory(ctx, lab, o))
-	}
-
-	if ctx.Err() == nil {
-		err = errors.Join(err, kmsCalls(ctx, lab))
-	}
-	return err
+	return measure(ctx, o, os.Stdout)
 }
 
-// parse reads the flags. Explicit flags override the values that -short
-// sets.
-func parse() (options, error) {
-	var o options
-	var clients, sizes, large string
+// options are the settings of a run, from the flags.
+type options struct {
+	proxy   string        // the program cmekproxy
+	length  time.Duration // of a cell in a round
+	rounds  int
+	clients int
+	cells   *regexp.Regexp
+	port    int // the first of 30; 0 means any free ones
+	memory  memoryLoad
+	kms     kmsLoad
+	peer    peer
+}
+
+// peer is a rival; see peers.md.
+type peer struct {
+	name, addr, command string
+	access, secret      string
+}
+
+func parse(args []string) (o options, err error) {
+	var pattern, rival, keys string
 	var short bool
-	flag.BoolVar(
-		&short,
-		"short",
-		false,
-		"a look of less than a minute: -time 200ms -clients 1,8 -sizes 4KiB,1MiB,16MiB -multipart 128MiB -memory 5s",
-	)
-	flag.StringVar(&o.bin, "bin", ".cache/bin", "`DIRECTORY` of proxy and versitygw")
-	flag.StringVar(
-		&o.plain,
-		"plain",
-		"auto",
-		"the plain reverse proxy: nginx, go (net/http/httputil), or auto, nginx if there is one",
-	)
-	flag.DurationVar(&o.cell, "time", 2*time.Second, "time of a cell in a round, after a warm-up of a quarter of it")
-	flag.IntVar(&o.rounds, "rounds", 2, "rounds")
-	flag.StringVar(&clients, "clients", "1,8,32", "numbers of concurrent clients; empty for no comparison")
-	flag.StringVar(&sizes, "sizes", "4KiB,1MiB,64MiB", "object sizes")
-	flag.StringVar(
-		&large,
-		"multipart",
-		"1GiB",
-		"size of an object that is uploaded and read in parts of 8 MiB, 8 at a time; empty for none",
-	)
-	flag.DurationVar(
-		&o.memory,
-		"memory",
-		20*time.Second,
-		"time for which 64 transfers of 1 GiB each way run, to see the memory they take; 0 for none",
-	)
-	flag.BoolVar(&o.full, "full", false, "run the 64 transfers of 1 GiB to their end, whatever time it takes")
-	flag.Int64Var(
-		&o.rate,
-		"rate",
-		16,
-		"MiB/s of each of the 64 transfers at most, so that none is done before the others",
-	)
-	flag.Parse()
-	if short {
-		given := make(map[string]bool)
-		flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
-		for name, value := range map[string]string{
-			"time": "200ms", "clients": "1,8", "sizes": "4KiB,1MiB,16MiB", "multipart": "128MiB", "memory": "5s",
-		} {
-			if given[name] {
-				continue
-			}
-			if err := flag.Set(name, value); err != nil {
-				return o, err
-			}
-		}
-	}
-
-	if o.rounds < 1 || o.rate < 1 {
-		return o, errors.New("-rounds and -rate are 1 or more")
-	}
-
-	var err error
-	if o.clients, err = parseList(
-		clients,
-		func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) },
-	); err != nil {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.StringVar(&o.proxy, "proxy", ".cache/bench/cmekproxy", "`PROGRAM` to measure")
+	flags.DurationVar(&o.length, "time", time.Second, "time of a cell in a round, after a warm-up of a quarter of it")
+	flags.IntVar(&o.rounds, "rounds", 5, "rounds")
+	flags.IntVar(&o.clients, "clients", 8, "concurrent clients")
+	flags.StringVar(&pattern, "cells", "", "measure only the cells that match this `REGEXP`; "+
+		`"memory" and "kms" are the names of those parts`)
+	flags.IntVar(&o.port, "port", 18400, "first of 30 `PORTS` that are used; 0 for any free ones")
+	flags.BoolVar(&short, "short", false, "a look of two minutes: one short round, and a small load for the memory")
+	flags.StringVar(&rival, "peer", "", "rival to measure too: `NAME=HOST:PORT`; see bench/peers.md")
+	flags.StringVar(&o.peer.command, "peer-command", "", "shell `COMMAND` that starts the rival")
+	flags.StringVar(&keys, "peer-keys", clientAccess+":"+clientSecret, "`ACCESS:SECRET` key of the rival's client")
+	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
-	if large != "" {
-		if o.large, err = parseSize(large); err != nil {
-			return o, err
-		}
+	if flags.NArg() > 0 || o.rounds < 1 || o.clients < 1 {
+		return o, errors.New("there are flags only, and -rounds and -clients are 1 or more")
 	}
 
-	o.sizes, err = parseList(sizes, parseSize)
-	return o, err
+	o.memory, o.kms = fullMemoryLoad, fullKMSLoad
+	if short {
+		o.length, o.rounds, o.memory, o.kms = 200*time.Millisecond, 1, shortMemoryLoad, shortKMSLoad
+	}
+	if o.cells, err = regexp.Compile(pattern); err != nil {
+		return o, err
+	}
+
+	if rival != "" {
+		var named, keyed bool
+		o.peer.name, o.peer.addr, named = strings.Cut(rival, "=")
+		o.peer.access, o.peer.secret, keyed = strings.Cut(keys, ":")
+		if !named || !keyed || o.peer.command == "" {
+			return o, errors.New("-peer NAME=HOST:PORT needs -peer-command, and -peer-keys ACCESS:SECRET")
+		}
+	}
+	return o, nil
 }
 
-func parseList(text string, one func(string) (int64, error)) ([]int64, error) {
-	var list []int64
-	if text == "" {
-		return nil, nil
+// measure measures all parts that are selected, and prints their tables to
+// w. Each part has processes of its own.
+func measure(ctx context.Context, o options, w io.Writer) error {
+	selected := selectCells(o.cells)
+	memory, kms := o.cells.MatchString("memory"), o.cells.MatchString("kms")
+	if len(selected) == 0 && !memory && !kms {
+		return fmt.Errorf("-cells %s matches nothing; bench/cells.go has the names", o.cells)
 	}
-	for item := range strings.SplitSeq(text, ",") {
-		n, err := one(item)
-		if err != nil {
-			return nil, err
-		}
-		if n < 1 {
-			return nil, fmt.Errorf("%s is too small", item)
-		}
-		list = append(list, n)
-	}
-	return list, nil
-}
 
-func parseSize(text string) (int64, error) {
-	for unit, factor := range map[string]int64{"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30} {
-		if number, ok := strings.CutSuffix(text, unit); ok {
-			n, err := strconv.ParseInt(number, 10, 64)
-			return n * factor, err
-		}
-	}
-	return 0, fmt.Errorf("size %q has no unit", text)
-}
+	fmt.Fprintf(w, "%s, %d cores, %s, %s, load average %s, %d clients, %d rounds of %v\n\n",
+		cpuModel(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02 15:04"),
+		loadAverage(), o.clients, o.rounds, o.length)
 
-// compare measures every cell against every target and prints the table. If
-// a cell fails, it still measures the others.
-func compare(ctx context.Context, lab *lab, o options) error {
-	printHead(lab.targets)
 	var failures []error
-	for _, row := range rows(o) {
-		results := compareRow(ctx, row, lab.targets, o)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		name, clients := row.label()
-		printRow(name, clients, results)
-		for i, r := range results {
-			if r.err != nil {
-				failures = append(
-					failures,
-					fmt.Errorf("%s with %d clients at %s: %w", name, clients, lab.targets[i].name, r.err),
-				)
-			}
-		}
+	if len(selected) > 0 {
+		failures = append(failures, measureCells(ctx, o, selected, w))
+	}
+	if memory && ctx.Err() == nil {
+		failures = append(failures, measureMemory(ctx, o, w))
+	}
+	if kms && ctx.Err() == nil {
+		failures = append(failures, measureKMS(ctx, o, w))
 	}
 
-	fmt.Println()
+	fmt.Fprintf(w, "Load average at the end: %s\n", loadAverage())
 	return errors.Join(failures...)
 }
 
-// row is a line of the table.
-type row interface {
-	label() (name string, clients int)
-	// measure loads a target for a time, or with one fixed task. store is
-	// the bare store.
-	measure(ctx context.Context, t, store *target, length time.Duration) result
-}
+// measureCells prints what was measured even if a cell failed.
+func measureCells(ctx context.Context, o options, selected []cell, w io.Writer) error {
+	l, err := newLab(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer l.close()
 
-func rows(o options) []row {
-	var all []row
-	for _, method := range []string{"GET", "PUT"} {
-		for _, size := range o.sizes {
-			for _, n := range o.clients {
-				all = append(all, cell{method: method, size: size, clients: int(n)})
-			}
-		}
-	}
-	if o.large > 0 {
-		all = append(
-			all,
-			partsUpload{o.large},
-			partsDownload{o.large},
-			randomReads{o.large, 4 << 10},
-			randomReads{o.large, 1 << 20},
-		)
-	}
-	return all
-}
-
-// compareRow measures the row against all targets. Every other round runs in
-// reverse order.
-func compareRow(ctx context.Context, c row, targets []*target, o options) []result {
-	results := make([]result, len(targets))
-	order := make([]int, len(targets))
-	for i := range order {
-		order[i] = i
-	}
-	for range o.rounds {
-		for _, i := range order {
-			results[i].add(c.measure(ctx, targets[i], targets[0], o.cell))
-		}
-		slices.Reverse(order)
-	}
-	return results
+	all, err := compare(ctx, l, selected)
+	all.printCosts(w)
+	all.printSpeed(w)
+	costs := measurePasses()
+	fmt.Fprintf(w, "One pass in one thread, in s/GiB: AES-256-GCM seal %.2f, open %.2f, CRC32 %.2f\n\n",
+		costs.seal, costs.open, costs.crc)
+	return err
 }

@@ -5,187 +5,273 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"net"
 	"net/http"
+	"os"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-const (
-	transfers   = 64
-	transferred = int64(1 << 30)
-	memoryLimit = 128 << 20
+// memoryLoad is the load under which memory is measured.
+type memoryLoad struct {
+	requests int // GETs of 4 KiB, so that all code has run once
+	idle     int // idle connections
+	transfer int // GETs, and then PUTs, of a large object at a time
+	slow     int // slow GETs of a large object at a time
+	slowFor  time.Duration
+	after    time.Duration // between the slow GETs and the last look
+	settle   time.Duration // before each look
+	size     int64         // of a large object
+}
+
+var (
+	fullMemoryLoad = memoryLoad{
+		requests: 4000, idle: 2000, transfer: 64, slow: 1000,
+		slowFor: 20 * time.Second, after: 30 * time.Second, settle: time.Second, size: largeObjects,
+	}
+	shortMemoryLoad = memoryLoad{
+		requests: 1000, idle: 500, transfer: 16, slow: 200,
+		slowFor: 3 * time.Second, after: 3 * time.Second, settle: time.Second, size: largeObjects,
+	}
 )
 
-// memory runs 64 transfers of 1 GiB at a time through a new proxy, downloads
-// first and then uploads. It compares the peak memory of the proxy with the
-// limit. Downloads come from the real store. Uploads go to a sink.
-func memory(ctx context.Context, l *lab, o options) error {
-	down, err := l.startProxy(ctx, "memory-get", l.store)
-	if err != nil {
-		return err
+// A slow client reads slowBytes every slowPause.
+const (
+	slowBytes = 64 << 10
+	slowPause = time.Second
+)
+
+// The rows of the table.
+const (
+	idleRow = iota
+	perIdleRow
+	getsRow
+	putsRow
+	slowRow
+	afterRow
+	memoryRows
+)
+
+// footprint is the memory of a target, by row, in bytes. NaN means that it
+// was not measured.
+type footprint [memoryRows]float64
+
+func newFootprint() (f footprint) {
+	for row := range f {
+		f[row] = math.NaN()
 	}
-	if _, err := down.do(
-		ctx,
-		http.MethodPut,
-		"/"+bucket+"/1GiB",
-		&endless{left: transferred},
-		transferred,
-	); err != nil {
-		return fmt.Errorf("storing the object to read: %w", err)
-	}
-	up, err := l.startProxy(ctx, "memory-put", l.newSink())
-	if err != nil {
-		return err
-	}
-	get := crowd{method: http.MethodGet, target: down, options: o, one: download}
-	put := crowd{method: http.MethodPut, target: up, options: o, one: upload}
-	return errors.Join(get.run(ctx), put.run(ctx), partsMemory(ctx, l, o))
+	return f
 }
 
-func download(ctx context.Context, t *target, _ int, p *pace) error {
-	resp, err := t.send(ctx, http.MethodGet, "/"+bucket+"/1GiB", nil, nil, 0)
-	if err != nil {
+// measureMemory measures the memory of new processes, and prints a table.
+func measureMemory(ctx context.Context, o options, w io.Writer) error {
+	all, names, err := o.memory.measureAll(ctx, o)
+	ours := slices.Index(names, oursName)
+	if ours < 0 {
 		return err
 	}
-	defer resp.Body.Close()
-	p.src = resp.Body
-	n, err := discard(p)
-	if err == nil && n != transferred {
-		err = fmt.Errorf("%d bytes came, not %d", n, transferred)
+
+	printRow(w, append(append([]string{"RSS"}, names...), "goal", "")...)
+	printRule(w, len(names)+3)
+	for i, row := range o.memory.rows() {
+		line := []string{row.name}
+		for _, one := range all {
+			line = append(line, number(one[i]/row.unit)+row.suffix())
+		}
+		if row.limit > 0 {
+			line = append(line, "≤ "+number(row.limit/row.unit)+row.suffix(), verdictOf(all[ours][i], row.limit))
+		} else {
+			line = append(line, "", "")
+		}
+		printRow(w, line...)
 	}
+	fmt.Fprintln(w)
 	return err
 }
 
-func upload(ctx context.Context, t *target, n int, p *pace) error {
-	p.src = &endless{left: transferred}
-	_, err := t.do(ctx, http.MethodPut, fmt.Sprintf("/%s/%d", bucket, n), p, transferred)
-	return err
+// measureAll measures all targets, and returns their names too. Connections
+// and transfers meet different processes, so that what the one leaves behind
+// does not count for the other.
+func (m memoryLoad) measureAll(ctx context.Context, o options) (all []footprint, names []string, err error) {
+	var failures []error
+	for _, part := range []func(context.Context, *target, *footprint) error{m.connections, m.transfers} {
+		l, err := newLab(ctx, o)
+		if err != nil {
+			return all, names, errors.Join(append(failures, err)...)
+		}
+		for i, t := range l.targets {
+			fmt.Fprintf(os.Stderr, "bench: memory of %s\n", t.name)
+			if len(all) == i {
+				all, names = append(all, newFootprint()), append(names, t.name)
+			}
+			if err := part(ctx, t, &all[i]); err != nil {
+				failures = append(failures, fmt.Errorf("memory of %s: %w", t.name, err))
+			}
+		}
+		l.close()
+	}
+	return all, names, errors.Join(failures...)
 }
 
-// crowd is a group of concurrent transfers.
-type crowd struct {
-	method  string
-	target  *target
-	options options
-	one     func(ctx context.Context, t *target, n int, p *pace) error
-	paces   [transfers]pace
+// memoryRow describes a row of the table.
+type memoryRow struct {
+	name  string
+	limit float64 // bytes; 0 means that there is no goal
+	unit  float64 // bytes
 }
 
-// run returns an error if a transfer fails, if the transfers never all ran
-// at the same time, or if the proxy used too much memory.
-func (c *crowd) run(ctx context.Context) error {
-	cut, cancel := ctx, context.CancelFunc(func() {})
-	how := "to their end"
-	if !c.options.full {
-		cut, cancel = context.WithTimeout(ctx, c.options.memory)
-		how = fmt.Sprintf("cut after %v", c.options.memory)
+func (r memoryRow) suffix() string {
+	if r.unit == 1<<10 {
+		return " KiB"
 	}
-	defer cancel()
+	return " MiB"
+}
 
-	var wg sync.WaitGroup
-	errs := make([]error, transfers)
-	start := time.Now()
-	for n := range transfers {
-		p := &c.paces[n]
-		p.start, p.rate = start, c.options.rate<<20
-		wg.Go(func() {
-			errs[n] = c.one(cut, c.target, n, p)
-			p.done.Store(true)
-		})
+// rows describes the table. The goals of transfers are those of the full
+// load.
+func (m memoryLoad) rows() []memoryRow {
+	transfers := fmt.Sprintf("%d %%s of %d MiB", m.transfer, m.size>>20)
+	rows := []memoryRow{
+		idleRow:    {"idle", maxIdleRSS, 1 << 20},
+		perIdleRow: {fmt.Sprintf("%d idle connections, each", m.idle), maxPerIdleConn, 1 << 10},
+		getsRow:    {fmt.Sprintf(transfers, "GETs"), maxGetRSS, 1 << 20},
+		putsRow:    {fmt.Sprintf(transfers, "PUTs"), 0, 1 << 20},
+		slowRow:    {fmt.Sprintf("%d slow GETs of %d MiB", m.slow, m.size>>20), maxSlowRSS, 1 << 20},
+		afterRow:   {fmt.Sprintf("%v after them", m.after), maxAfterRSS, 1 << 20},
 	}
-
-	most := c.watch(&wg)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if m != fullMemoryLoad {
+		rows[getsRow].limit, rows[slowRow].limit, rows[afterRow].limit = 0, 0, 0
 	}
+	return rows
+}
 
-	var moved int64
-	for n := range c.paces {
-		moved += c.paces[n].moved.Load()
-		if !c.options.full && errors.Is(errs[n], context.DeadlineExceeded) {
-			errs[n] = nil
+// connections measures an idle process, and what a connection costs that has
+// served one request and waits for the next. Requests before it have brought
+// the heap to its size.
+func (m memoryLoad) connections(ctx context.Context, t *target, found *footprint) error {
+	pids := t.plain.pids()
+	time.Sleep(m.settle)
+	found[idleRow] = float64(rss(pids))
+
+	c := cells[0]
+	if err := c.prepare(ctx, t); err != nil {
+		return err
+	}
+	if err := m.repeat(ctx, t, c, m.requests); err != nil {
+		return err
+	}
+	time.Sleep(m.settle)
+	before := rss(pids)
+
+	for range m.idle {
+		w, err := c.newWorker(ctx, t, t.plain, 0)
+		if err != nil {
+			return err
+		}
+		defer w.conn.close()
+		if err := w.once(); err != nil {
+			return err
 		}
 	}
+	time.Sleep(m.settle)
+	found[perIdleRow] = float64(rss(pids)-before) / float64(m.idle)
+	return nil
+}
 
-	peak := c.target.peakRSS()
-	fmt.Printf(
-		"%d %s of 1 GiB, %s: %d under way at once, %.1f GiB in %.0f s, peak RSS of cmekproxy %.1f MiB (limit %d)\n",
-		transfers,
-		c.method,
-		how,
-		most,
-		float64(moved)/(1<<30),
-		time.Since(start).Seconds(),
-		float64(peak)/(1<<20),
-		memoryLimit>>20,
-	)
-	if most < transfers {
-		errs = append(
-			errs,
-			fmt.Errorf(
-				"%s: only %d of %d transfers were ever under way at once, which proves nothing",
-				c.method,
-				most,
-				transfers,
-			),
-		)
+// repeat does a request n times with one connection.
+func (m memoryLoad) repeat(ctx context.Context, t *target, c cell, n int) error {
+	w, err := c.newWorker(ctx, t, t.plain, 0)
+	if err != nil {
+		return err
 	}
-	if peak > memoryLimit {
-		errs = append(errs, fmt.Errorf("%s: more than %d MiB", c.method, memoryLimit>>20))
+	defer w.conn.close()
+	for range n {
+		if err := w.once(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// transfers measures the peaks of transfers, and what is left after them.
+func (m memoryLoad) transfers(ctx context.Context, t *target, found *footprint) error {
+	pids, path := t.plain.pids(), "/"+t.bucket+"/large"
+	if err := t.store(ctx, []string{path}, m.size); err != nil {
+		return err
 	}
 
+	get := message{method: http.MethodGet, path: path}
+	put := uploadMessage("/"+t.bucket+sinkSuffix+"/large", m.size, nil)
+	whole := func(c *connection, r *request) error { _, err := c.do(r, nil); return err }
+	slowly := func(c *connection, r *request) error { return c.readSlowly(r, m.slowFor) }
+	for _, step := range []struct {
+		row     int
+		clients int
+		message message
+		do      func(*connection, *request) error
+	}{
+		{getsRow, m.transfer, get, whole},
+		{putsRow, m.transfer, put, whole},
+		{slowRow, m.slow, get, slowly},
+	} {
+		resetPeakRSS(pids)
+		if err := together(ctx, t, step.clients, step.message, step.do); err != nil {
+			return err
+		}
+		found[step.row] = float64(peakRSS(pids))
+	}
+
+	time.Sleep(m.after)
+	found[afterRow] = float64(rss(pids))
+	return nil
+}
+
+// together has many clients do a request each at the same time.
+func together(
+	ctx context.Context, t *target, clients int, m message, do func(*connection, *request) error,
+) error {
+	r, err := t.sign(ctx, t.plain, m)
+	if err != nil {
+		return err
+	}
+
+	var all sync.WaitGroup
+	errs := make([]error, clients)
+	for n := range clients {
+		all.Go(func() {
+			conn, err := t.plain.dial(ctx)
+			if err != nil {
+				errs[n] = err
+				return
+			}
+			defer conn.close()
+			errs[n] = do(conn, r)
+		})
+	}
+	all.Wait()
 	return errors.Join(errs...)
 }
 
-// watch waits for the transfers and returns the highest number that it saw
-// running at once.
-func (c *crowd) watch(wg *sync.WaitGroup) (most int) {
-	finished := make(chan struct{})
-	go func() {
-		wg.Wait()
-		close(finished)
-	}()
-
-	ticker := time.NewTicker(50 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-finished:
-			return most
-		case <-ticker.C:
+// readSlowly reads a little of a response at a time, and gives up after a
+// while.
+func (c *connection) readSlowly(r *request, length time.Duration) error {
+	if conn, ok := c.conn.(*net.TCPConn); ok { // so that the kernel does not read ahead
+		if err := conn.SetReadBuffer(slowBytes); err != nil {
+			return err
 		}
-
-		moving := 0
-		for n := range c.paces {
-			if c.paces[n].underWay() {
-				moving++
-			}
-		}
-		most = max(most, moving)
 	}
-}
+	if err := c.send(r); err != nil {
+		return err
+	}
+	resp, err := c.readHead()
+	if err == nil && resp.status != http.StatusOK {
+		err = fmt.Errorf("answered %d", resp.status)
+	}
 
-// pace is a reader that limits the rate and counts bytes.
-type pace struct {
-	src   io.Reader
-	start time.Time
-	rate  int64 // bytes/s
-	moved atomic.Int64
-	done  atomic.Bool
-}
-
-// underWay reports whether a transfer has moved more bytes than all buffers
-// on the way can hold, but not all of its bytes.
-func (p *pace) underWay() bool {
-	n := p.moved.Load()
-	return n >= 8<<20 && n < transferred && !p.done.Load()
-}
-
-func (p *pace) Read(b []byte) (int, error) {
-	due := time.Duration(float64(p.moved.Load()) / float64(p.rate) * float64(time.Second))
-	time.Sleep(due - time.Since(p.start))
-	n, err := p.src.Read(b)
-	p.moved.Add(int64(n))
-	return n, err
+	for start := time.Now(); err == nil && time.Since(start) < length; time.Sleep(slowPause) {
+		_, err = c.in.Discard(slowBytes)
+	}
+	return err
 }

@@ -2,94 +2,76 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// clockTick is the unit of CPU times in /proc: USER_HZ, which is 100 on
-// every Linux system.
-const clockTick = 10 * time.Millisecond
-
-// cpu returns the CPU time of the target's processes so far, user and
-// system.
-func (t *target) cpu() time.Duration {
-	if t.pids == nil {
-		return 0
-	}
-
+// cpuOf returns the CPU time of processes so far, user and system, by their
+// process clocks. These count nanoseconds, and threads that have ended.
+func cpuOf(pids []int) time.Duration {
 	var total time.Duration
-	for _, pid := range t.pids() {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			continue
-		}
-		_, rest, _ := strings.Cut(string(data), ") ") // the name may contain spaces
-		fields := strings.Fields(rest)
-		for _, field := range fields[11:13] { // utime and stime; see proc(5)
-			n, _ := strconv.ParseInt(field, 10, 64)
-			total += time.Duration(n) * clockTick
+	for _, pid := range pids {
+		const scheduler = 2 // CPUCLOCK_SCHED; see clock_getcpuclockid(3)
+		var ts unix.Timespec
+		if err := unix.ClockGettime(int32(^pid)<<3|scheduler, &ts); err == nil {
+			total += time.Duration(ts.Nano())
 		}
 	}
-
 	return total
 }
 
 // resetPeakRSS restarts the measurement of peakRSS; see clear_refs in
-// proc(5).
-func (t *target) resetPeakRSS() {
-	if t.pids == nil {
-		return
-	}
-	for _, pid := range t.pids() {
-		_ = os.WriteFile(
-			fmt.Sprintf("/proc/%d/clear_refs", pid),
-			[]byte("5"),
-			0,
-		) // if this fails, the peak covers the whole run
+// proc(5). If it fails, the peak covers the whole life of a process.
+func resetPeakRSS(pids []int) {
+	for _, pid := range pids {
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 	}
 }
 
-// peakRSS returns the peak resident memory of the target's processes, in
-// bytes: the sum of their peaks.
-func (t *target) peakRSS() int64 {
-	if t.pids == nil {
-		return 0
-	}
+// rss returns the resident memory of processes in bytes: the sum.
+func rss(pids []int) int64 { return memoryOf(pids, "VmRSS:") }
 
-	var total int64
-	for _, pid := range t.pids() {
+// peakRSS returns the sum of the peaks of the resident memory of processes.
+func peakRSS(pids []int) int64 { return memoryOf(pids, "VmHWM:") }
+
+func memoryOf(pids []int, field string) (total int64) {
+	for _, pid := range pids {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {
 			continue
 		}
-		for line := range strings.Lines(string(data)) {
-			if text, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-				n, _ := strconv.ParseInt(strings.Fields(text)[0], 10, 64)
-				total += n << 10
-			}
+		_, rest, _ := bytes.Cut(data, []byte("\n"+field))
+		if fields := bytes.Fields(rest); len(fields) > 0 {
+			n, _ := strconv.ParseInt(string(fields[0]), 10, 64)
+			total += n << 10
 		}
 	}
-
 	return total
 }
 
-// children returns pid and the processes that it has started.
-func children(pid int) []int {
-	out := []int{pid}
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return out
-	}
-	for field := range strings.FieldsSeq(string(data)) {
-		if n, err := strconv.Atoi(field); err == nil {
-			out = append(out, n)
+// family returns pid and all processes below it.
+func family(pid int) []int {
+	all := []int{pid}
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // fails for a bad pattern only
+	for _, list := range lists {
+		data, err := os.ReadFile(list)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for field := range strings.FieldsSeq(string(data)) {
+			if n, err := strconv.Atoi(field); err == nil {
+				all = append(all, family(n)...)
+			}
 		}
 	}
-	return out
+	return all
 }
 
 // loadAverage shows whether the machine was busy otherwise: the averages
@@ -100,36 +82,6 @@ func loadAverage() string {
 		return "unknown"
 	}
 	return strings.Join(strings.Fields(string(data))[:3], " ")
-}
-
-// room returns how many bytes may be written to a directory. The limit is
-// the space on the file system, and for a file system in memory also the
-// available memory.
-func room(dir string) (int64, error) {
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(dir, &fs); err != nil {
-		return 0, err
-	}
-
-	free := int64(fs.Bavail) * fs.Bsize
-	const tmpfs = 0x01021994
-	if fs.Type != tmpfs {
-		return free, nil
-	}
-
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-
-	for line := range strings.Lines(string(data)) {
-		if text, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
-			n, err := strconv.ParseInt(strings.Fields(text)[0], 10, 64)
-			return min(free, n<<10/2), err // the other half is for everything else
-		}
-	}
-
-	return free, nil
 }
 
 func cpuModel() string {

@@ -2,73 +2,172 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"math"
 	"strconv"
 	"strings"
 	"time"
 )
 
-func printHead(targets []*target) {
-	fmt.Print("| | clients |")
-	for _, t := range targets {
-		fmt.Printf(" %s MiB/s | req/s | p50 / p99 ms |", t.name)
-	}
-	for _, t := range targets[1:] {
-		fmt.Printf(" %s CPU s/GiB | µs/req | peak MiB |", t.name)
-	}
-	fmt.Print(" throughput | p50 | p99 | CPU |\n|---|---:|")
-	fmt.Print(strings.Repeat("---:|", 3*len(targets)+3*len(targets[1:])+4), "\n")
-}
-
-// printRow prints a row. It ends with the ratios of the last target to the
-// one before: cmekproxy to the plain reverse proxy.
-func printRow(name string, clients int, results []result) {
-	fmt.Printf("| %s | %d |", name, clients)
-	for _, r := range results {
-		if r.err != nil {
-			fmt.Print(" **FAILED** | | |")
-			continue
+// printCosts prints the table of costs and goals.
+func (all *comparison) printCosts(w io.Writer) {
+	head := []string{"CPU of the proxy"}
+	for _, t := range all.targets {
+		head = append(head, t.name)
+		if t.name == nginxName {
+			head = append(head, "nginx + AES-GCM")
 		}
-		p50, p99 := r.percentiles()
-		fmt.Printf(" %s | %s | %s / %s |", short(r.throughput()), short(r.requests()), ms(p50), ms(p99))
 	}
+	printRow(w, append(head, "ratio: best / median", "goal", "")...)
+	printRule(w, len(head)+3)
 
-	for _, r := range results[1:] {
-		if r.err != nil {
-			fmt.Print(" | | |")
-			continue
+	for _, c := range all.cells {
+		row := []string{c.name}
+		for _, t := range all.targets {
+			row = append(row, formatCost(c, best(all.costs(c, t.name, passes{}))))
+			if t.name == nginxName && c.bulk() {
+				row = append(row, formatCost(c, best(all.costs(c, t.name, passes{aes: true}))))
+			} else if t.name == nginxName {
+				row = append(row, "")
+			}
 		}
-		fmt.Printf(" %.2f | %s | %.0f |", r.cpuPerGiB(), short(r.cpuPerRequest()), float64(r.peakRSS)/(1<<20))
-	}
 
-	plain, ours := results[len(results)-2], results[len(results)-1]
-	if plain.err != nil || ours.err != nil {
-		fmt.Println(" | | | |")
-		return
+		ratios := all.ratios(c)
+		printRow(w, append(row,
+			number(best(ratios))+" / "+number(median(ratios)),
+			"≤ "+number(c.goal.limit)+" × "+c.goal.of.String(),
+			verdict(best(ratios), median(ratios), c.goal.limit))...)
 	}
-
-	plain50, plain99 := plain.percentiles()
-	ours50, ours99 := ours.percentiles()
-	fmt.Printf(
-		" %s | %s | %s | %s |\n",
-		ratio(ours.throughput(), plain.throughput()),
-		ratio(ours50.Seconds(), plain50.Seconds()),
-		ratio(ours99.Seconds(), plain99.Seconds()),
-		ratio(ours.cpuPerRequest(), plain.cpuPerRequest()),
-	)
+	fmt.Fprintln(w)
 }
 
-// ratio returns a/b. CPU times have a resolution of 10 ms, so b may be zero
-// in a short run.
-func ratio(a, b float64) string {
-	if b == 0 {
-		return "?"
+// String describes what a cost is compared with.
+func (r reference) String() string {
+	parts := []string{r.target}
+	if r.cell != "" {
+		parts[0] = "our " + r.cell
 	}
-	return strconv.FormatFloat(a/b, 'f', 2, 64)
+	if r.plus.aes {
+		parts = append(parts, "AES-GCM")
+	}
+	if r.plus.crc {
+		parts = append(parts, "CRC32")
+	}
+	if len(parts) > 1 {
+		return "(" + strings.Join(parts, " + ") + ")"
+	}
+	return parts[0]
 }
 
-// short formats a number with at least three digits.
-func short(x float64) string {
+// verdict says whether a goal is reached. The median decides; the best round
+// shows what a quieter machine might give.
+func verdict(best, median, limit float64) string {
 	switch {
+	case math.IsNaN(median):
+		return "not measured"
+	case median <= limit:
+		return "**reached**"
+	case best <= limit:
+		return "**not**: " + over(median, limit) + " in the median, reached in the best round"
+	default:
+		return "**not**: " + over(median, limit) + " in the median, " + over(best, limit) + " in the best round"
+	}
+}
+
+// over says by how much a value is above a limit.
+func over(value, limit float64) string {
+	percent := (value/limit - 1) * 100
+	if percent < 1 {
+		return fmt.Sprintf("+%.2f %%", percent)
+	}
+	return fmt.Sprintf("+%.0f %%", percent)
+}
+
+// verdictOf says whether a goal is reached that was measured once.
+func verdictOf(value, limit float64) string {
+	switch {
+	case math.IsNaN(value):
+		return "not measured"
+	case value <= limit:
+		return "**reached**"
+	default:
+		return "**not**: " + over(value, limit)
+	}
+}
+
+// printSpeed prints throughput, latency and allocations.
+func (all *comparison) printSpeed(w io.Writer) {
+	head := []string{"throughput; p50 / p99 in ms"}
+	for _, t := range all.targets {
+		head = append(head, t.name)
+	}
+	printRow(w, append(head, "our allocations a request")...)
+	printRule(w, len(head)+1)
+
+	for _, c := range all.cells {
+		row := []string{c.name}
+		for _, t := range all.targets {
+			row = append(row, all.speed(c, t))
+		}
+		printRow(w, append(row, number(all.mallocs(c)))...)
+	}
+	fmt.Fprintln(w)
+}
+
+// speed describes all rounds of a cell at a target together.
+func (all *comparison) speed(c cell, t *target) string {
+	var took time.Duration
+	var bytes int64
+	var latencies []time.Duration
+	for _, one := range all.rounds {
+		s := one.samples[sampleName{c.name, t.name}]
+		took += s.took
+		bytes += s.bytes
+		latencies = append(latencies, s.latencies...)
+	}
+	if len(latencies) == 0 {
+		return ""
+	}
+
+	rate := number(float64(len(latencies))/took.Seconds()) + "/s"
+	if c.bulk() {
+		rate = number(float64(bytes)/(1<<20)/took.Seconds()) + " MiB/s"
+	}
+	p50, p99 := percentiles(latencies)
+	return fmt.Sprintf("%s; %s / %s", rate, milliseconds(p50), milliseconds(p99))
+}
+
+// mallocs returns our least allocations per request; NaN if unknown.
+func (all *comparison) mallocs(c cell) float64 {
+	var counts []float64
+	for _, one := range all.rounds {
+		if s, ok := one.samples[sampleName{c.name, oursName}]; ok && s.mallocs >= 0 {
+			counts = append(counts, float64(s.mallocs)/float64(len(s.latencies)))
+		}
+	}
+	return best(counts)
+}
+
+func printRow(w io.Writer, row ...string) { fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | ")) }
+
+func printRule(w io.Writer, columns int) { fmt.Fprintln(w, "|"+strings.Repeat("---|", columns)) }
+
+func formatCost(c cell, cost float64) string {
+	switch {
+	case math.IsNaN(cost):
+		return ""
+	case c.bulk():
+		return strconv.FormatFloat(cost, 'f', 2, 64) + " s/GiB"
+	default:
+		return number(cost) + " µs"
+	}
+}
+
+// number formats a number with at least three digits.
+func number(x float64) string {
+	switch {
+	case math.IsNaN(x):
+		return "?"
 	case x >= 100:
 		return strconv.FormatFloat(x, 'f', 0, 64)
 	case x >= 10:
@@ -78,15 +177,4 @@ func short(x float64) string {
 	}
 }
 
-func ms(d time.Duration) string { return short(d.Seconds() * 1000) }
-
-func formatSize(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%d GiB", n>>30)
-	case n >= 1<<20:
-		return fmt.Sprintf("%d MiB", n>>20)
-	default:
-		return fmt.Sprintf("%d KiB", n>>10)
-	}
-}
+func milliseconds(d time.Duration) string { return number(d.Seconds() * 1000) }
