@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -47,6 +48,7 @@ func serve(ctx context.Context, path string) error {
 	}
 	defer s.close()
 
+	defer runtime.KeepAlive(newHeapFloor())
 	s.file = file
 	for _, name := range shortSecrets(file.Clients) {
 		log.Warn(
