@@ -37,7 +37,7 @@ func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 			m.body = slices.Grow(m.body, 16<<10)
 			n, err := r.Body.Read(m.body[len(m.body):cap(m.body)])
 			m.body = m.body[:len(m.body)+n]
-			if err == io.EOF { //nolint:errorlint // as a transport reads
+			if err == io.EOF {
 				break
 			}
 			if err != nil {

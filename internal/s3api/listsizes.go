@@ -204,8 +204,8 @@ func (s *Server) findSizes(c *call, list *listingPage) error {
 	for i := range entries {
 		e := &entries[i]
 		e.plain = plaintextSize(e.etag, e.size)
-		follows := counted && !(mayBePlain && s.Keys.AllowPlaintext(e.object(c.bucket, encoding), c.client.Name))
-		if follows || !e.hasSize() {
+		plaintext := mayBePlain && s.Keys.AllowPlaintext(e.object(c.bucket, encoding), c.client.Name)
+		if !e.hasSize() || counted && !plaintext {
 			continue
 		}
 

@@ -2,6 +2,7 @@ package sigv4_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
 	"testing"
@@ -144,4 +145,24 @@ func FuzzSign(f *testing.F) {
 		sdk, ours := signBoth(t, r, "", "UNSIGNED-PAYLOAD", time.Unix(1_800_000_000, 0))
 		checkSame(t, sdk, ours)
 	})
+}
+
+// There is a limit on remembered keys, and forgetting them changes nothing.
+func TestManyRegions(t *testing.T) {
+	s := sigv4.NewSigner()
+	at := time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC)
+	sign := func(region string) string {
+		r := &http.Request{Method: "GET", URL: &url.URL{Scheme: "http", Host: "h", Path: "/b"}, Header: make(http.Header)}
+		if err := s.Sign(r, sigv4.Credentials{AccessKey: "k", Secret: "s"}, "x", region, at); err != nil {
+			t.Fatal(err)
+		}
+		return r.Header.Get("Authorization")
+	}
+	first := sign("first")
+	for i := range 3000 {
+		sign(fmt.Sprint("region-", i))
+	}
+	if again := sign("first"); again != first {
+		t.Errorf("%s, then %s", first, again)
+	}
 }
