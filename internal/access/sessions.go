@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"syscall"
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/livefile"
@@ -86,18 +84,13 @@ func loadSessions(path string) (map[string]*Session, error) {
 // readSessionFile reads the file. It contains secrets, so it must not be
 // accessible to all users.
 func readSessionFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // opening a named pipe would block forever
+	f, info, err := livefile.OpenRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 
-	info, err := f.Stat()
 	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a regular file", path)
 	case info.Mode().Perm()&0o007 != 0:
 		return nil, fmt.Errorf("%s has mode %04o: all users can access it (fix: chmod o= FILE)",
 			path, info.Mode().Perm())

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
 
 // maxSecretFile limits the size in bytes of a file with a secret.
@@ -55,20 +55,13 @@ func readSecret(path string) (string, error) {
 		return "", errors.New("file: needs an absolute path")
 	}
 
-	// Without O_NONBLOCK, opening a named pipe would block forever.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, info, err := livefile.OpenRegular(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return "", err
-	case !info.Mode().IsRegular():
-		return "", fmt.Errorf("%s is not a regular file", path)
-	case info.Mode().Perm()&0o007 != 0:
+	if info.Mode().Perm()&0o007 != 0 {
 		return "", fmt.Errorf("%s has mode %04o: all users can access it (fix: chmod o= FILE)",
 			path, info.Mode().Perm())
 	}

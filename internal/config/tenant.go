@@ -4,18 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 
 	"go.yaml.in/yaml/v4"
 
 	"github.com/cmekproxy/cmekproxy/internal/glob"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
+	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
 
 // TenantKeys is the name under which rules, metrics and the log refer to the
@@ -141,20 +140,11 @@ func (d *decoder) parseTenant(data []byte, c *Config) (*Tenant, error) {
 // ReadTenantText returns the content of a tenant's file, which must be a regular
 // file, for ParseTenant.
 func ReadTenantText(path string) ([]byte, error) {
-	// Without O_NONBLOCK, opening a named pipe would block forever.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, _, err := livefile.OpenRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a regular file", path)
-	}
 
 	data, err := io.ReadAll(io.LimitReader(f, maxTenantFile+1)) //nolint:forbidigo // limited
 	if err == nil && len(data) > maxTenantFile {

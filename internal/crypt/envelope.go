@@ -81,46 +81,58 @@ type Envelope struct {
 	Size       int64  // plaintext size in bytes
 	Sum        []byte // sealed checksums, see SealChecksums; may be nil
 	Meta       []byte // sealed metadata, see SealMetadata; may be nil, and is nil in version 1
-	mac        [macSize]byte
+	mac        authCode
 }
 
 // Sign sets the MAC, which binds the envelope to dek and obj.
 func (e *Envelope) Sign(dek []byte, obj Object) error {
-	mac, err := e.computeMAC(dek, obj)
-	if err != nil {
-		return err
-	}
-	e.mac = [macSize]byte(mac)
-	return nil
+	return e.mac.sign(dek, e.macFields(obj))
 }
 
 // Verify returns ErrAuth unless the MAC is correct for dek and obj. Before
 // it has returned nil, only KeyID and WrappedDEK may be used, and only to
 // get the DEK.
 func (e *Envelope) Verify(dek []byte, obj Object) error {
-	mac, err := e.computeMAC(dek, obj)
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(mac, e.mac[:]) {
-		return fmt.Errorf("%w: the envelope's MAC", ErrAuth)
-	}
-
-	return nil
+	return e.mac.verify(dek, e.macFields(obj), "the envelope's MAC")
 }
 
-func (e *Envelope) computeMAC(dek []byte, obj Object) ([]byte, error) {
+func (e *Envelope) macFields(obj Object) [][]byte {
 	version := cmp.Or(e.Version, Newest)
-	fields := macFields(version, e.KeyID, e.WrappedDEK, e.Header[:], sizeField(e.Size), e.Sum, "object", obj)
+	fields := commonFields(version, e.KeyID, e.WrappedDEK, e.Header[:], sizeField(e.Size), e.Sum, "object", obj)
 	if version >= V2 {
 		fields = append(fields, e.Meta)
 	}
-	return macOf(dek, fields)
+	return fields
 }
 
-// macFields returns the fields that all MACs have in common. extra is the
+// authCode is the MAC of an envelope, a part header or a mark.
+type authCode [macSize]byte
+
+// sign sets the MAC of fields.
+func (a *authCode) sign(dek []byte, fields [][]byte) error {
+	mac, err := macOf(dek, fields)
+	if err != nil {
+		return err
+	}
+	*a = authCode(mac)
+	return nil
+}
+
+// verify returns ErrAuth unless a is the MAC of fields. what names it.
+func (a *authCode) verify(dek []byte, fields [][]byte, what string) error {
+	mac, err := macOf(dek, fields)
+	if err != nil {
+		return err
+	}
+	if !hmac.Equal(mac, a[:]) {
+		return fmt.Errorf("%w: %s", ErrAuth, what)
+	}
+	return nil
+}
+
+// commonFields returns the fields that all MACs have in common. extra is the
 // sealed checksums or the record.
-func macFields(
+func commonFields(
 	v Version, keyID string, wrappedDEK, header, size, extra []byte, purpose string, obj Object,
 ) [][]byte {
 	return [][]byte{

@@ -2,9 +2,7 @@ package crypt
 
 import (
 	"cmp"
-	"crypto/hmac"
 	"encoding/base64"
-	"fmt"
 	"strconv"
 )
 
@@ -18,7 +16,7 @@ type Mark struct {
 	Meta       []byte
 	WrappedDEK []byte
 	Random     UploadRandom // as in the parts; see Upload
-	mac        [macSize]byte
+	mac        authCode
 }
 
 // typeMultipart is the value of the entry that distinguishes a Mark from an
@@ -27,31 +25,18 @@ const typeMultipart = "multipart"
 
 // Sign sets the MAC of a mark with sealed metadata.
 func (m *Mark) Sign(dek []byte, obj Object) error {
-	mac, err := m.computeMAC(dek, obj)
-	if err != nil {
-		return err
-	}
-	m.mac = [macSize]byte(mac)
-	return nil
+	return m.mac.sign(dek, m.macFields(obj))
 }
 
 // Verify returns ErrAuth unless the MAC of a mark with sealed metadata is
 // correct for dek and obj. Before it has returned nil, only KeyID and
 // WrappedDEK may be used, and only to get the DEK.
 func (m *Mark) Verify(dek []byte, obj Object) error {
-	mac, err := m.computeMAC(dek, obj)
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(mac, m.mac[:]) {
-		return fmt.Errorf("%w: the MAC of the sealed metadata", ErrAuth)
-	}
-
-	return nil
+	return m.mac.verify(dek, m.macFields(obj), "the MAC of the sealed metadata")
 }
 
-func (m *Mark) computeMAC(dek []byte, obj Object) ([]byte, error) {
-	return macOf(dek, append(macFields(V2, m.KeyID, m.WrappedDEK, nil, nil, nil, "upload", obj), m.Meta, m.Random[:]))
+func (m *Mark) macFields(obj Object) [][]byte {
+	return append(commonFields(V2, m.KeyID, m.WrappedDEK, nil, nil, nil, "upload", obj), m.Meta, m.Random[:])
 }
 
 // Metadata returns the metadata entries to store, or ErrEnvelope.

@@ -2,7 +2,6 @@ package crypt
 
 import (
 	"bytes"
-	"crypto/hmac"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -50,7 +49,7 @@ type Part struct {
 	Record []byte
 	Header Header // of the part's stream
 
-	mac        [macSize]byte
+	mac        authCode
 	recordSize int // the header's record length; Record itself may not have been parsed yet
 }
 
@@ -89,36 +88,22 @@ func (p *Part) HasRecord() bool { return p.recordSize > 0 }
 // Sign sets the MAC, which binds the header to dek and obj. Header must
 // already be that of the stream.
 func (p *Part) Sign(dek []byte, obj Object) error {
-	mac, err := p.computeMAC(dek, obj)
-	if err != nil {
-		return err
-	}
-	p.mac = [macSize]byte(mac)
-	return nil
+	return p.mac.sign(dek, p.macFields(obj))
 }
 
 // Verify returns ErrAuth unless the MAC is correct for dek and obj.
 func (p *Part) Verify(dek []byte, obj Object) error {
-	mac, err := p.computeMAC(dek, obj)
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(mac, p.mac[:]) {
-		return fmt.Errorf("%w: the MAC of the part header", ErrAuth)
-	}
-
-	return nil
+	return p.mac.verify(dek, p.macFields(obj), "the MAC of the part header")
 }
 
-func (p *Part) computeMAC(dek []byte, obj Object) ([]byte, error) {
+func (p *Part) macFields(obj Object) [][]byte {
 	version := p.Upload.version()
-	fields := append(
-		macFields(version, p.KeyID, p.WrappedDEK, p.Header[:], sizeField(p.Size), p.Record, "part", obj),
+	return append(
+		commonFields(version, p.KeyID, p.WrappedDEK, p.Header[:], sizeField(p.Size), p.Record, "part", obj),
 		[]byte{p.flags()},
 		binary.BigEndian.AppendUint16(nil, uint16(p.Number)),        //nolint:gosec // see check
 		binary.BigEndian.AppendUint32(nil, uint32(p.segmentSize())), //nolint:gosec // 10 MiB at most
 		p.Upload.bytes())
-	return macOf(dek, fields)
 }
 
 // Tag is the beginning of the MAC of a part header. It is different for each

@@ -89,12 +89,7 @@ func withoutChecksums(entry []byte) []byte {
 
 // showETagXML is showETag for an ETag in XML, whose quotes may be escaped.
 func showETagXML(stored string) string {
-	for _, quote := range []string{"&quot;", "&#34;", `"`} {
-		if text, ok := strings.CutSuffix(stored, quote); ok {
-			return showETag(text) + quote
-		}
-	}
-	return showETag(stored)
+	return string(appendETag(nil, []byte(stored)))
 }
 
 // unquote removes the quotes of an ETag, escaped or not.

@@ -1,7 +1,6 @@
 package sigv4
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"net"
@@ -123,25 +122,10 @@ func appendHeader(b []byte, r *http.Request, name signedName) []byte {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			b = append(b, strings.TrimSpace(collapseSpaces(value))...)
+			b = append(b, strings.TrimSpace(collapse(value))...)
 		}
 	}
 	return append(b, '\n')
-}
-
-// collapseSpaces makes repeated spaces one, and removes those at both ends.
-func collapseSpaces(value string) string {
-	value = strings.Trim(value, " ")
-	if !strings.Contains(value, "  ") {
-		return value
-	}
-	out := make([]byte, 0, len(value))
-	for i := range len(value) {
-		if value[i] != ' ' || !bytes.HasSuffix(out, []byte(" ")) {
-			out = append(out, value[i])
-		}
-	}
-	return string(out)
 }
 
 func appendScope(b []byte, s scope) []byte {
