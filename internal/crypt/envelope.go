@@ -8,6 +8,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/textproto"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -44,6 +46,27 @@ const (
 	nameType    = Prefix + "type"   // only for multipart objects
 	nameUpload  = Prefix + "upload" // as nameType
 )
+
+// names has the names of all entries, by the form in which net/http writes
+// them.
+var names = func() map[string]string {
+	out := make(map[string]string)
+	for _, name := range []string{
+		nameVersion, nameSuite, nameKey, nameDEK, nameHeader, nameSize, nameSum, nameMeta, nameMAC, nameType, nameUpload,
+	} {
+		out[textproto.CanonicalMIMEHeaderKey(name)] = name
+	}
+	return out
+}()
+
+// LowerName returns the name of an entry, as net/http writes it, in lower
+// case.
+func LowerName(name string) string {
+	if lower, ok := names[name]; ok {
+		return lower
+	}
+	return strings.ToLower(name)
+}
 
 const (
 	maxKeyID      = 512
@@ -247,10 +270,13 @@ func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 
 var strictBase64 = base64.StdEncoding.Strict()
 
+// entry is an entry of the metadata.
+type entry struct{ name, value string }
+
 // parser removes entries from left as they are read, and keeps the first
 // error.
 type parser struct {
-	left    map[string]string
+	left    []entry
 	version Version
 	err     error
 }
@@ -258,10 +284,10 @@ type parser struct {
 // newParser collects the entries that start with Prefix, and checks the
 // version and the suite.
 func newParser(metadata map[string]string) (*parser, error) {
-	p := &parser{left: make(map[string]string)}
+	p := &parser{left: make([]entry, 0, len(names))}
 	for name, value := range metadata {
 		if strings.HasPrefix(name, Prefix) {
-			p.left[name] = value
+			p.left = append(p.left, entry{name, value})
 		}
 	}
 
@@ -283,15 +309,17 @@ func newParser(metadata map[string]string) (*parser, error) {
 
 func (v Version) text() string { return strconv.Itoa(int(v)) }
 
-func (p *parser) has(name string) bool {
-	_, ok := p.left[name]
-	return ok
+func (p *parser) has(name string) bool { return p.find(name) >= 0 }
+
+// find returns the index of an entry that is left, or -1.
+func (p *parser) find(name string) int {
+	return slices.IndexFunc(p.left, func(e entry) bool { return e.name == name })
 }
 
 // end fails if any entry is left.
 func (p *parser) end() error {
-	for name := range p.left {
-		p.fail("unknown entry %.40q", name)
+	for _, e := range p.left {
+		p.fail("unknown entry %.40q", e.name)
 	}
 	return p.err
 }
@@ -303,11 +331,13 @@ func (p *parser) fail(format string, args ...any) {
 }
 
 func (p *parser) take(name string) string {
-	value, ok := p.left[name]
-	if !ok {
+	at := p.find(name)
+	if at < 0 {
 		p.fail("no %s", name)
+		return ""
 	}
-	delete(p.left, name)
+	value := p.left[at].value
+	p.left = slices.Delete(p.left, at, at+1)
 	return value
 }
 

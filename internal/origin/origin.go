@@ -38,18 +38,16 @@ const UnsignedPayload = "UNSIGNED-PAYLOAD"
 
 // Config configures an Origin.
 type Config struct {
-	Endpoint    *url.URL // only scheme and host
-	Region      string   // region in signatures
-	Credentials aws.CredentialsProvider
-	PathStyle   bool // bucket in the path rather than in the host name
-	SSE         SSE  // what the store's own encryption is asked for
+	Endpoint    *url.URL                // only scheme and host
+	Region      string                  // region in signatures
+	Credentials aws.CredentialsProvider // must limit how long it takes
+	PathStyle   bool                    // bucket in the path rather than in the host name
+	SSE         SSE                     // what the store's own encryption is asked for
 	// Uploads says how bodies are sent to a bucket. If it returns an error,
 	// the request fails. nil means Always(Uploads{}).
 	Uploads   func(ctx context.Context, bucket string) (Uploads, error)
 	Transport http.RoundTripper // normally from NewTransport
 	Now       func() time.Time
-	// CredentialsTimeout limits getting the credentials. 0 means 10 s.
-	CredentialsTimeout time.Duration
 }
 
 // Uploads is how bodies are sent to the store.
@@ -110,7 +108,7 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 
-	creds, err := o.credentials(r.Context())
+	creds, err := o.cfg.Credentials.Retrieve(r.Context())
 	if err != nil {
 		closeBody(r)
 		return nil, fmt.Errorf("%w: %w", ErrCredentials, err)
@@ -164,20 +162,6 @@ func (o *Origin) prepareUpload(r, out *http.Request) error {
 		out.Header.Set("X-Amz-Content-Sha256", UnsignedPayload)
 	}
 	return nil
-}
-
-// defaultCredentialsTimeout is enough for the AWS SDK to ask an instance's
-// metadata service three times.
-const defaultCredentialsTimeout = 10 * time.Second
-
-func (o *Origin) credentials(ctx context.Context) (aws.Credentials, error) {
-	limit := o.cfg.CredentialsTimeout
-	if limit <= 0 {
-		limit = defaultCredentialsTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	return o.cfg.Credentials.Retrieve(ctx)
 }
 
 // closeBody closes the request's body, as http.RoundTripper requires even

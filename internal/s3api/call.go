@@ -22,7 +22,7 @@ type call struct {
 
 	// The connection and its time limits: newCall.
 	w             response
-	idle          *idle
+	idle          idle
 	slot          slot                    // slots.go
 	cancelContext context.CancelCauseFunc // cancels the call's context
 	secure        bool                    // the request came over TLS
@@ -81,8 +81,8 @@ type logged struct {
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
 	c := &call{server: s, Request: r, secure: s.overTLS(r), cancelContext: cancel}
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
-	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), s.Now)
-	c.w.ResponseWriter, c.w.idle = w, c.idle
+	c.idle.begin(s.IdleTimeout, *http.NewResponseController(w), s.Now)
+	c.w.ResponseWriter, c.w.idle = w, &c.idle
 	c.reader = s.newReader(c)
 	return c
 }

@@ -222,15 +222,16 @@ func checksumText(digest []byte, kind crypt.ChecksumType, parts int) string {
 // fails instead of returning io.EOF if one does not match. trailer is called
 // after src has ended.
 func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader {
+	if c.md5 == nil && c.algorithm == nil {
+		return src
+	}
+
 	v := &verifier{src: src, said: c, trailer: trailer}
 	if c.md5 != nil {
 		v.md5 = md5.New() //nolint:gosec // Content-MD5 is S3's
 	}
 	if c.algorithm != nil {
 		v.sum = c.algorithm.New()
-	}
-	if v.md5 == nil && v.sum == nil {
-		return src
 	}
 	return v
 }

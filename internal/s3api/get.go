@@ -163,6 +163,9 @@ func (c *call) notModified(o *stored.Object) error {
 	return nil
 }
 
+// acceptRanges is the value of Accept-Ranges, shared by all responses.
+var acceptRanges = []string{"bytes"}
+
 // answer writes the status and the headers of a GET or HEAD.
 func (s *Server) answer(c *call, o *stored.Object) error {
 	c.copyHeader(o.Header)
@@ -175,7 +178,7 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 	}
 
 	h.Set("Content-Length", strconv.FormatInt(o.Length, 10))
-	h.Set("Accept-Ranges", "bytes")
+	h["Accept-Ranges"] = acceptRanges
 	h.Del("Content-Range")
 	if o.Parts > 0 {
 		h.Set("X-Amz-Mp-Parts-Count", strconv.Itoa(o.Parts))

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -55,7 +56,7 @@ var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Range"}
 // requestHeader returns the headers of the client that are sent to the
 // store.
 func (c *call) requestHeader() http.Header {
-	h := make(http.Header)
+	h := make(http.Header, 8)
 	for _, name := range forwardedHeaders {
 		if values := c.Header.Values(name); len(values) > 0 {
 			h[name] = values
@@ -69,10 +70,10 @@ func (c *call) requestHeader() http.Header {
 	}
 
 	for name, values := range c.Header {
-		if !isAmz(name) { // rows name x-amz- headers only
+		if !sigv4.IsAmz(name) { // rows name x-amz- headers only
 			continue
 		}
-		lower := strings.ToLower(name)
+		lower := c.route.lowerName(name)
 		if c.route.headerNames.has(lower) && !ownHeaders.has(lower) {
 			h[name] = values
 		}
@@ -338,6 +339,9 @@ func (c *call) copyHeader(from http.Header) {
 // envelopePrefix is the prefix of the envelope's metadata headers.
 var envelopePrefix = http.CanonicalHeaderKey(metaPrefix + crypt.Prefix)
 
+// sseKMS is the value of sseHeader. It is shared by all responses.
+var sseKMS = []string{"aws:kms"}
+
 // setEncryptionHeaders sets S3's headers for the encryption of the object.
 func (c *call) setEncryptionHeaders(keyID string) {
 	if keyID == crypt.CustomerKeyID {
@@ -345,8 +349,9 @@ func (c *call) setEncryptionHeaders(keyID string) {
 		return
 	}
 	c.keyID = keyID
-	c.w.Header().Set(sseHeader, "aws:kms")
-	c.w.Header().Set(sseKeyHeader, keyID)
+	h := c.w.Header()
+	h[sseHeader] = sseKMS
+	h.Set(sseKeyHeader, keyID)
 }
 
 // clearEncryptionHeaders removes the encryption headers from an error

@@ -24,7 +24,7 @@ import (
 // goroutine.
 type idle struct {
 	limit  time.Duration
-	client *http.ResponseController
+	client http.ResponseController
 	now    func() time.Time // for differences only, which use the monotonic clock
 	start  time.Time
 
@@ -45,11 +45,11 @@ type idle struct {
 // for each read and write would cost too much.
 const granularity = time.Second
 
-func newIdle(limit time.Duration, client *http.ResponseController, now func() time.Time) *idle {
-	i := &idle{limit: limit, client: client, now: now, start: now()}
+// begin starts a call.
+func (i *idle) begin(limit time.Duration, client http.ResponseController, now func() time.Time) {
+	i.limit, i.client, i.now, i.start = limit, client, now, now()
 	i.written.Store(-1)
 	i.read.Store(-1)
-	return i
 }
 
 // due reports whether a deadline must be set again. last is when it was last

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
 // S3 ignores many names that it does not know. The proxy ignores those of
@@ -108,7 +110,7 @@ func (row *route) ignoresParameter(name string, values []string) bool {
 // ignoresHoisted reports whether a parameter of a presigned URL, given in
 // lower case, has no effect on the operation.
 func (row *route) ignoresHoisted(name string) bool {
-	return row.ignores.hoisted.has(name) || isAmz(name) && row.ignoresHeader(name)
+	return row.ignores.hoisted.has(name) || sigv4.IsAmz(name) && row.ignoresHeader(name)
 }
 
 // known are the names that S3 has for any operation. An operation that does

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/gorilla/mux"
 )
@@ -77,13 +78,26 @@ func (m matcher) find(c *call) *route {
 	case c.key == "":
 		named = bucket
 	}
-	var match mux.RouteMatch
-	r := &http.Request{Method: c.Method, Header: c.Header, URL: &url.URL{RawQuery: encodeQuery(c.query)}}
-	if !m.routers[named].Match(r, &match) {
+
+	q, _ := questions.Get().(*question)
+	defer questions.Put(q)
+	q.url.RawQuery = encodeQuery(c.query)
+	q.request.Method, q.request.Header, q.request.URL = c.Method, c.Header, &q.url
+	q.match = mux.RouteMatch{}
+	if !m.routers[named].Match(&q.request, &q.match) {
 		return nil
 	}
-	return m.rows[match.Route]
+	return m.rows[q.match.Route]
 }
+
+// question is what a router is asked, and its answer.
+type question struct {
+	request http.Request // only with what a row compares
+	url     url.URL
+	match   mux.RouteMatch
+}
+
+var questions = sync.Pool{New: func() any { return new(question) }}
 
 // matches reports whether method, query and headers fit the operation.
 func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
@@ -146,6 +160,17 @@ func (row *route) allowsHeader(name string) bool {
 	return commonNames.has(name) || row.headerNames.has(name)
 }
 
+// lowerName returns the name of a header in lower case.
+func (row *route) lowerName(name string) string {
+	if lower, ok := row.headerNames.headers[name]; ok {
+		return lower
+	}
+	if lower, ok := commonNames.headers[name]; ok {
+		return lower
+	}
+	return strings.ToLower(name)
+}
+
 // payloadHeader returns the headers without checksums that are not those of
 // the payload.
 func (row *route) payloadHeader(h http.Header) http.Header {
@@ -165,14 +190,16 @@ func (row *route) payloadHeader(h http.Header) http.Header {
 type nameSet struct {
 	exact    map[string]bool
 	prefixes []string
+	headers  map[string]string // the names as net/http writes headers, with the names in the set
 }
 
 // setOf returns the set of the names in space-separated lists.
 func setOf(lists ...string) nameSet {
-	s := nameSet{exact: make(map[string]bool)}
+	s := nameSet{exact: make(map[string]bool), headers: make(map[string]string)}
 	for _, list := range lists {
 		for name := range strings.FieldsSeq(list) {
 			s.exact[name] = true
+			s.headers[http.CanonicalHeaderKey(name)] = name
 			if strings.HasSuffix(name, "-") {
 				s.prefixes = append(s.prefixes, name)
 			}

@@ -188,12 +188,12 @@ func (c *call) checkNames() error {
 
 	var ignored []string
 	for name, values := range c.Header {
-		if !isAmz(name) && len(values) == 1 {
+		if !sigv4.IsAmz(name) && len(values) == 1 {
 			continue
 		}
 
-		name = strings.ToLower(name)
-		if isAmz(name) && !c.route.allowsHeader(name) {
+		name = c.route.lowerName(name)
+		if sigv4.IsAmz(name) && !c.route.allowsHeader(name) {
 			if c.route.ignoresHeader(name) {
 				ignored = append(ignored, name)
 				continue
@@ -219,12 +219,6 @@ func (c *call) checkNames() error {
 		return nil
 	}
 	return checkCanned(c.Header)
-}
-
-// isAmz reports whether a header starts with x-amz-.
-func isAmz(name string) bool {
-	const prefix = "x-amz-"
-	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
 // repeatable reports whether every use of a header, given in lower case,
@@ -278,6 +272,11 @@ func (c *call) openBody() error {
 	if c.checks, err = newChecksums(c.route.payloadHeader(c.Header)); err != nil {
 		return err
 	}
+	if c.route.dropsBody() && c.auth.DecodedLength() <= 0 {
+		c.payload = http.NoBody
+		return nil
+	}
+
 	src := &meter{src: c.Body, c: c}
 	if c.posted != nil { // the form knows its end
 		c.payload = c.checks.reader(src, nil)

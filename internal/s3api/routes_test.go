@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
 // Every operation has a scope that fits its path.
@@ -32,7 +33,7 @@ func TestEveryOperationHasAScope(t *testing.T) {
 			}
 
 			for name := range row.headerNames.exact {
-				if !isAmz(name) {
+				if !sigv4.IsAmz(name) {
 					t.Errorf("it names the header %s, and only x-amz- ones are checked", name)
 				}
 			}

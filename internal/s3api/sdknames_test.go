@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
 // untaken are the headers and query parameters of S3 that the row of an
@@ -69,7 +71,7 @@ func TestEveryNameOfTheSDK(t *testing.T) {
 
 			for _, name := range slices.Concat(sent.headers, sent.query) {
 				names++
-				if isAmz(name) && !knownHeader(name) {
+				if sigv4.IsAmz(name) && !knownHeader(name) {
 					t.Errorf("reads ignore the header %s, because it is neither in a row nor in refusedHeaders", name)
 				}
 				if row.policy != refuse && row.takes(name, slices.Contains(sent.query, name)) == (untaken[op][name] != "") {
@@ -95,7 +97,7 @@ func (row *route) takes(name string, inQuery bool) bool {
 	switch {
 	case inQuery:
 		return row.allowsQuery(name)
-	case isAmz(name):
+	case sigv4.IsAmz(name):
 		return row.allowsHeader(name)
 	default: // see requestHeader, stored.Reader and newChecksums
 		return slices.Contains(forwardedHeaders, http.CanonicalHeaderKey(name)) ||

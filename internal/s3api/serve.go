@@ -110,7 +110,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Body == nil || r.Body == http.NoBody {
 		c.idle.whole = true
 	} else {
-		c.Body = &clientBody{r.Body, c.idle}
+		c.Body = &clientBody{r.Body, &c.idle}
 	}
 	c.idle.beforeWrite()
 
@@ -305,7 +305,8 @@ func (s *Server) finishRecovering(c *call, err error) {
 func (s *Server) record(c *call, answer *Error) {
 	took := s.Now().Sub(c.start)
 	code := ""
-	fields := []zap.Field{
+	fields := append(
+		make([]zap.Field, 0, maxLogFields),
 		zap.String("request_id", c.id),
 		zap.String("operation", c.op),
 		zap.String("bucket", c.bucket),
@@ -318,7 +319,7 @@ func (s *Server) record(c *call, answer *Error) {
 		milliseconds("total_ms", took),
 		milliseconds("kms_ms", time.Duration(c.kmsTime.Load())),
 		milliseconds("origin_ms", time.Duration(c.originTime.Load())), // until the headers of the store's answers
-	}
+	)
 
 	if session := c.session(); session != "" {
 		fields = append(fields, zap.String("session", session))
@@ -349,6 +350,9 @@ func (s *Server) record(c *call, answer *Error) {
 	log("request", fields...)
 	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
 }
+
+// maxLogFields is the most fields of an entry in the access log.
+const maxLogFields = 19
 
 func milliseconds(name string, d time.Duration) zap.Field {
 	return zap.Float64(name, float64(d.Microseconds())/1000)

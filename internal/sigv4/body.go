@@ -2,7 +2,6 @@ package sigv4
 
 import (
 	"bufio"
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
@@ -24,23 +23,27 @@ const (
 // Body reads and verifies a payload. See Auth.Body.
 type Body struct {
 	auth    *Auth
-	src     *bufio.Reader
-	remains int64     // payload bytes not yet read; -1 if unknown
-	hash    hash.Hash // of the payload or of the current chunk; nil if neither is signed
-	err     error     // sticky
+	src     io.Reader     // of a payload without framing
+	framed  *bufio.Reader // of a payload with framing
+	remains int64         // payload bytes not yet read; -1 if unknown
+	hash    hash.Hash     // of the payload or of the current chunk; nil if neither is signed
+	err     error         // sticky
 
 	chunk         chunk
 	trailerHeader http.Header
 }
 
 func newBody(a *Auth, src io.Reader) *Body {
-	b := &Body{auth: a, src: bufio.NewReaderSize(src, bufferSize), remains: a.length}
+	b := &Body{auth: a, src: src, remains: a.length}
+	if a.payload.chunked {
+		b.framed = bufio.NewReaderSize(src, bufferSize)
+	}
 	if a.payload.signed || a.payload.sha256 != "" {
 		b.hash = sha256.New()
 	}
 	if a.payload.signed {
 		b.chunk.previous = a.seed
-		b.chunk.mac = hmac.New(sha256.New, a.signingKey)
+		b.chunk.mac = a.signingKey.newMAC()
 	}
 
 	return b

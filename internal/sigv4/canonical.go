@@ -7,53 +7,61 @@ import (
 	"strings"
 )
 
-// canonicalRequest returns the canonical request, step 1 of
+// appendCanonicalRequest appends the canonical request, step 1 of
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html#canonical-request.
-func canonicalRequest(r *http.Request, c *claim, rawPath string, query []parameter) (string, error) {
+func appendCanonicalRequest(b []byte, r *http.Request, c *claim, rawPath string, query []parameter) ([]byte, error) {
 	path, err := UnescapePath(rawPath)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 
-	var b strings.Builder
-	b.WriteString(r.Method + "\n" + EscapePath(path) + "\n")
-	b.WriteString(canonicalQuery(query) + "\n")
+	b = append(append(b, r.Method...), '\n')
+	b = append(append(b, EscapePath(path)...), '\n')
+	b = append(append(b, canonicalQuery(query)...), '\n')
 
 	for _, name := range c.signed {
-		b.WriteString(name + ":" + canonicalHeader(r, name) + "\n")
+		b = append(append(b, name...), ':')
+		b = append(appendValues(b, r, name), '\n')
 	}
 
-	b.WriteString("\n" + strings.Join(c.signed, ";") + "\n" + c.hash)
-	return b.String(), nil
+	b = append(b, '\n')
+	for i, name := range c.signed {
+		if i > 0 {
+			b = append(b, ';')
+		}
+		b = append(b, name...)
+	}
+
+	return append(append(b, '\n'), c.hash...), nil
 }
 
-// canonicalHeader joins the values of a header. Spaces around each value
-// are removed, and repeated spaces within it become one. net/http keeps
-// some headers outside r.Header.
-func canonicalHeader(r *http.Request, name string) string {
+// appendValues appends the values of a header. Spaces around each value are
+// removed, and repeated spaces within it become one. net/http keeps some
+// headers outside r.Header.
+func appendValues(b []byte, r *http.Request, name string) []byte {
 	switch name {
 	case "host":
-		return collapse(r.Host)
+		return append(b, collapse(r.Host)...)
 	case "content-length":
 		if len(r.Header.Values("Content-Length")) == 0 && r.ContentLength >= 0 {
-			return strconv.FormatInt(r.ContentLength, 10)
+			return strconv.AppendInt(b, r.ContentLength, 10)
 		}
 	case "transfer-encoding":
-		return strings.Join(r.TransferEncoding, ",")
+		return append(b, strings.Join(r.TransferEncoding, ",")...)
 	case "expect": // net/http removes it for HTTP/2, where no other value is possible
 		if r.ProtoMajor == 2 && len(r.Header.Values("Expect")) == 0 {
-			return "100-continue"
+			return append(b, "100-continue"...)
 		}
 	}
 
-	values := r.Header.Values(name)
-	out := make([]string, len(values))
-
-	for i, value := range values {
-		out[i] = collapse(value)
+	for i, value := range r.Header.Values(name) {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, collapse(value)...)
 	}
 
-	return strings.Join(out, ",")
+	return b
 }
 
 func collapse(value string) string {
@@ -100,6 +108,10 @@ func hasParameter(query []parameter, name string) bool {
 // canonicalQuery sorts by encoded name, then by encoded value. It leaves
 // out the signature.
 func canonicalQuery(query []parameter) string {
+	if len(query) == 0 {
+		return ""
+	}
+
 	pairs := make([]parameter, 0, len(query))
 	for _, p := range query {
 		if p.name != "X-Amz-Signature" {
@@ -145,21 +157,40 @@ func UnescapePath(raw string) (string, error) {
 const upperHex = "0123456789ABCDEF"
 
 func escape(text string, keepSlash bool) string {
-	var b strings.Builder
-	b.Grow(len(text))
+	plain := 0
+	for plain < len(text) && isPlain(text[plain], keepSlash) {
+		plain++
+	}
+	if plain == len(text) {
+		return text
+	}
 
-	for i := range len(text) {
+	var b strings.Builder
+	b.Grow(len(text) + 2)
+	b.WriteString(text[:plain])
+
+	for i := plain; i < len(text); i++ {
 		c := text[i]
-		switch {
-		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9', strings.IndexByte("-._~", c) >= 0,
-			c == '/' && keepSlash:
+		if isPlain(c, keepSlash) {
 			b.WriteByte(c)
-		default:
+		} else {
 			b.Write([]byte{'%', upperHex[c>>4], upperHex[c&15]})
 		}
 	}
 
 	return b.String()
+}
+
+// isPlain reports whether a byte is not escaped.
+func isPlain(c byte, keepSlash bool) bool {
+	switch {
+	case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+		return true
+	case c == '-', c == '.', c == '_', c == '~':
+		return true
+	default:
+		return c == '/' && keepSlash
+	}
 }
 
 func unescape(text string, plusIsSpace bool) (string, bool) {

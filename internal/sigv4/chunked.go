@@ -44,7 +44,7 @@ func (b *Body) readChunked(p []byte) (int, error) {
 		}
 	}
 
-	n, err := b.src.Read(p[:min(int64(len(p)), b.chunk.remains)])
+	n, err := b.framed.Read(p[:min(int64(len(p)), b.chunk.remains)])
 	if b.hash != nil {
 		b.hash.Write(p[:n])
 	}
@@ -114,7 +114,7 @@ func (b *Body) overlong() error {
 		return wrongLength(nil)
 	}
 
-	data, err := b.src.Peek(int(b.chunk.size) + len("\r\n"))
+	data, err := b.framed.Peek(int(b.chunk.size) + len("\r\n"))
 	switch {
 	case err != nil:
 		return earlyEndError(err)
@@ -141,7 +141,7 @@ func (b *Body) endChunk() error {
 func (b *Body) verifyChunk() error {
 	var sum [sha256.Size]byte
 	hashed := hex.EncodeToString(b.hash.Sum(sum[:0]))
-	toSign := "AWS4-HMAC-SHA256-PAYLOAD\n" + b.auth.date + "\n" + b.auth.scope + "\n" + b.chunk.previous + "\n" +
+	toSign := "AWS4-HMAC-SHA256-PAYLOAD\n" + b.auth.date + "\n" + b.auth.scope.String() + "\n" + b.chunk.previous + "\n" +
 		emptySHA256 + "\n" + hashed
 	if err := b.compare(toSign, b.chunk.claimed); err != nil {
 		return err
@@ -178,7 +178,7 @@ func (b *Body) line() (string, error) {
 
 // lineFeed reads a line up to LF, and reports whether it ended in CRLF.
 func (b *Body) lineFeed() (line string, crlf bool, err error) {
-	raw, err := b.src.ReadSlice('\n')
+	raw, err := b.framed.ReadSlice('\n')
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
 		return "", false, malformed("a line is longer than " + strconv.Itoa(bufferSize) + " bytes")
@@ -197,7 +197,7 @@ func (b *Body) lineFeed() (line string, crlf bool, err error) {
 // expect reads text, and fails if it finds anything else.
 func (b *Body) expect(text string) error {
 	for i := range len(text) {
-		c, err := b.src.ReadByte()
+		c, err := b.framed.ReadByte()
 		if err != nil {
 			return earlyEndError(err)
 		}

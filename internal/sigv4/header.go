@@ -3,6 +3,7 @@ package sigv4
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -31,12 +32,12 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.setCredential(parts["Credential"]); err != nil {
+	if err := c.setCredential(parts[0]); err != nil {
 		return nil, err
 	}
 
-	c.signed = strings.Split(parts["SignedHeaders"], ";")
-	c.signature = parts["Signature"]
+	c.signed = strings.Split(parts[1], ";")
+	c.signature = parts[2]
 
 	if c.time, err = requestTime(r); err != nil {
 		return nil, err
@@ -58,28 +59,33 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	return c, nil
 }
 
-// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…".
-// Some clients omit the spaces.
-func authorizationParts(text string) (map[string]string, error) {
-	components := strings.Split(text, ",")
-	if len(components) != 3 {
-		return nil, malformedHeader("the authorization header requires three components: " +
+// authorizationNames are the components of an Authorization header.
+var authorizationNames = [3]string{"Credential", "SignedHeaders", "Signature"}
+
+// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…", in
+// any order, and returns the values in the order of authorizationNames. Some
+// clients omit the spaces.
+func authorizationParts(text string) (parts [3]string, err error) {
+	if strings.Count(text, ",") != 2 {
+		return parts, malformedHeader("the authorization header requires three components: " +
 			"Credential, SignedHeaders, and Signature.")
 	}
 
-	parts := make(map[string]string, 3)
-	for _, component := range components {
+	for component := range strings.SplitSeq(text, ",") {
 		component = strings.TrimSpace(component)
 		name, value, ok := strings.Cut(component, "=")
-		if _, twice := parts[name]; !ok || twice {
-			return nil, malformedHeader("the authorization component \"" + component + "\" is malformed.")
+		at := slices.Index(authorizationNames[:], name)
+		if !ok || at >= 0 && parts[at] != "" {
+			return parts, malformedHeader("the authorization component \"" + component + "\" is malformed.")
 		}
-		parts[name] = value
+		if at >= 0 {
+			parts[at] = value
+		}
 	}
 
-	for _, name := range []string{"Credential", "SignedHeaders", "Signature"} {
-		if parts[name] == "" {
-			return nil, malformedHeader("missing " + name + ".")
+	for i, name := range authorizationNames {
+		if parts[i] == "" {
+			return parts, malformedHeader("missing " + name + ".")
 		}
 	}
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/subtle"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -52,8 +51,8 @@ func (v *Verifier) VerifyPost(fields map[string]string) (*Post, error) {
 	policy := fields["policy"]
 	secret, known := v.Secret(c.accessKey)
 	known = known && secret != "" // anyone could sign with an empty secret
-	want := hex.EncodeToString(hmacSHA256(v.SigningKeys.get(secret, c.scope), policy))
-	genuine := subtle.ConstantTimeCompare([]byte(want), []byte(c.signature)) == 1
+	want := v.SigningKeys.get(secret, c.scope).sign(nil, []byte(policy))
+	genuine := subtle.ConstantTimeCompare(want, []byte(c.signature)) == 1
 
 	if !known {
 		return nil, fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.",

@@ -70,22 +70,20 @@ func (s *Signer) Sign(r *http.Request, c Credentials, hash, region string, now t
 	}
 	signed := string(b[at:])
 	b = append(append(b, '\n'), hash...)
-	canonical := sha256.Sum256(b)
 
-	sc := scope{date: date[:8], region: region, service: "s3", terminator: "aws4_request"}
-	b = append(append(b[:0], algorithm+"\n"...), date...)
-	b = appendScope(append(b, '\n'), sc)
-	b = hex.AppendEncode(append(b, '\n'), canonical[:])
-
+	sc := scope{date: date[:8], region: region, service: serviceS3, terminator: terminator}
 	key := s.keys.get(c.Secret, sc)
 	s.keys.remember(c.Secret, sc, key)
-	signature := hmacSHA256(key, string(b))
+	at = len(b)
+	b = appendStringToSign(b, date, sc, b)
+	toSign := b[at:]
 
-	b = append(append(b[:0], algorithm+" Credential="...), c.AccessKey...)
-	b = appendScope(append(b, '/'), sc)
-	b = append(append(b, ", SignedHeaders="...), signed...)
-	b = hex.AppendEncode(append(b, ", Signature="...), signature)
-	r.Header["Authorization"] = []string{string(b)}
+	out := make([]byte, 0, 512)
+	out = append(append(out, algorithm+" Credential="...), c.AccessKey...)
+	out = appendScope(append(out, '/'), sc)
+	out = append(append(out, ", SignedHeaders="...), signed...)
+	out = key.sign(append(out, ", Signature="...), toSign)
+	r.Header["Authorization"] = []string{string(out)}
 	return nil
 }
 
@@ -126,6 +124,15 @@ func appendHeader(b []byte, r *http.Request, name signedName) []byte {
 		}
 	}
 	return append(b, '\n')
+}
+
+// appendStringToSign appends the string to sign of a canonical request. date
+// is the request's time, in timeFormat.
+func appendStringToSign(b []byte, date string, s scope, canonical []byte) []byte {
+	sum := sha256.Sum256(canonical)
+	b = append(append(b, algorithm+"\n"...), date...)
+	b = appendScope(append(b, '\n'), s)
+	return hex.AppendEncode(append(b, '\n'), sum[:])
 }
 
 func appendScope(b []byte, s scope) []byte {

@@ -45,7 +45,7 @@ func (b *Body) finish() error {
 		return err
 	}
 
-	switch rest, err := b.src.Peek(len("\r\n") + 1); {
+	switch rest, err := b.framed.Peek(len("\r\n") + 1); {
 	case err == nil || len(rest) > 0 && string(rest) != "\r\n":
 		return malformed("bytes follow the payload")
 	case err != io.EOF:
@@ -99,7 +99,7 @@ func (b *Body) readTrailer() error {
 	if len(signature) != sha256.Size*2 {
 		return malformed("the trailer has no x-amz-trailer-signature")
 	}
-	return b.compare("AWS4-HMAC-SHA256-TRAILER\n"+b.auth.date+"\n"+b.auth.scope+"\n"+b.chunk.previous+"\n"+
+	return b.compare("AWS4-HMAC-SHA256-TRAILER\n"+b.auth.date+"\n"+b.auth.scope.String()+"\n"+b.chunk.previous+"\n"+
 		hexSHA256(signed.String()), signature)
 }
 

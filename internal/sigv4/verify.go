@@ -22,7 +22,6 @@
 package sigv4
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
@@ -70,9 +69,9 @@ type Auth struct {
 	Presigned bool
 
 	payload    payload
-	length     int64  // of the decoded payload, in bytes; -1 if unknown
-	signingKey []byte // for chunk signatures
-	scope      string
+	length     int64       // of the decoded payload, in bytes; -1 if unknown
+	signingKey *signingKey // for chunk signatures
+	scope      scope
 	date       string // the request's time, in timeFormat
 	seed       string // the request's signature, in hex
 	trailers   []string
@@ -127,7 +126,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 		return nil, err
 	}
 
-	canonical, err := canonicalRequest(r, c, rawPath, query)
+	canonical, err := appendCanonicalRequest(make([]byte, 0, 1024), r, c, rawPath, query)
 	if err != nil {
 		return nil, err
 	}
@@ -135,17 +134,18 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	secret, known := v.Secret(c.accessKey)
 	known = known && secret != "" // anyone could sign with an empty secret
 	key := v.SigningKeys.get(secret, c.scope)
-	toSign := stringToSign(c.time, c.scope, canonical)
-	want := hex.EncodeToString(hmacSHA256(key, toSign))
-	genuine := subtle.ConstantTimeCompare([]byte(want), []byte(c.signature)) == 1
+	date := c.time.Format(timeFormat)
+	toSign := appendStringToSign(nil, date, c.scope, canonical)
+	want := key.sign(nil, toSign)
+	genuine := subtle.ConstantTimeCompare(want, []byte(c.signature)) == 1
 
 	if !known {
 		return nil, fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.",
 			"AWSAccessKeyId", c.accessKey)
 	}
 	if !genuine {
-		return nil, errSignature(c.accessKey, toSign, c.signature, "CanonicalRequest", canonical,
-			"CanonicalRequestBytes", hexBytes(canonical))
+		return nil, errSignature(c.accessKey, string(toSign), c.signature, "CanonicalRequest", string(canonical),
+			"CanonicalRequestBytes", hexBytes(string(canonical)))
 	}
 
 	v.SigningKeys.remember(secret, c.scope, key)
@@ -155,7 +155,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 
 	a := &Auth{
 		AccessKey: c.accessKey, Presigned: c.presigned, payload: described,
-		signingKey: key, scope: c.scope.String(), date: c.time.Format(timeFormat), seed: c.signature,
+		signingKey: key, scope: c.scope, date: date, seed: c.signature,
 	}
 	if err := a.describePayload(r); err != nil {
 		return nil, err
@@ -267,12 +267,15 @@ func checkSigned(r *http.Request, c *claim) error {
 
 	var missing []string
 	for name := range r.Header {
+		if !IsAmz(name) {
+			continue
+		}
 		lower := strings.ToLower(name)
 		covered := signed[lower] && name == http.CanonicalHeaderKey(name) // canonicalHeader finds only canonical names
 		if !c.presigned && name == contentSHA256 {
 			covered = true // the last line of the canonical request
 		}
-		if strings.HasPrefix(lower, "x-amz-") && !covered {
+		if !covered {
 			missing = append(missing, lower)
 		}
 	}
@@ -284,6 +287,12 @@ func checkSigned(r *http.Request, c *claim) error {
 	}
 
 	return nil
+}
+
+// IsAmz reports whether a header starts with x-amz-, in any case.
+func IsAmz(name string) bool {
+	const prefix = "x-amz-"
+	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
 // checkToken checks the session token of a request whose signature is
@@ -318,23 +327,6 @@ func malformedClaim(c *claim, message string) *Error {
 
 func malformedHeader(message string) *Error {
 	return fail("AuthorizationHeaderMalformed", "The authorization header is malformed; "+message)
-}
-
-func stringToSign(at time.Time, s scope, canonical string) string {
-	return algorithm + "\n" + at.Format(timeFormat) + "\n" + s.String() + "\n" + hexSHA256(canonical)
-}
-
-func signingKey(secret string, s scope) []byte {
-	key := hmacSHA256([]byte("AWS4"+secret), s.date)
-	key = hmacSHA256(key, s.region)
-	key = hmacSHA256(key, s.service)
-	return hmacSHA256(key, s.terminator)
-}
-
-func hmacSHA256(key []byte, text string) []byte {
-	h := hmac.New(sha256.New, key)
-	h.Write([]byte(text))
-	return h.Sum(nil)
 }
 
 func hexSHA256(text string) string {

@@ -152,13 +152,14 @@ func (s *Reader) facts(h http.Header, size int64) (facts, error) {
 // the whole stored object.
 func factsOf(h http.Header, size int64) (facts, error) {
 	f := facts{etag: h.Get("Etag"), size: size, parts: partCount(h.Get("Etag"))}
-	metadata := make(map[string]string)
+	metadata := make(map[string]string, 16)
 	for name, values := range h {
 		if own, ok := strings.CutPrefix(name, MetaPrefix); ok {
-			metadata[strings.ToLower(own)] = strings.Join(
-				values,
-				",",
-			) // the joined value of a repeated header is not valid
+			if len(own) < len(crypt.Prefix) || !strings.EqualFold(own[:len(crypt.Prefix)], crypt.Prefix) {
+				continue // the client's
+			}
+			// The joined value of a repeated header is not valid.
+			metadata[crypt.LowerName(own)] = strings.Join(values, ",")
 		}
 	}
 
