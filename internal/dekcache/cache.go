@@ -208,7 +208,7 @@ func (c *Cache) SetTTL(ttl time.Duration) {
 	c.expireBy(now)
 
 	for _, g := range c.groups {
-		g.recheckTerms()
+		g.watches.check()
 	}
 }
 
@@ -472,7 +472,7 @@ func (c *Cache) purgeMatching(match func(Group) bool) int {
 	for name, g := range c.groups {
 		if match(name) {
 			g.purged.Store(c.purges)
-			g.recheckTerms()
+			g.watches.check()
 		}
 	}
 

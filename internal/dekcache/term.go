@@ -1,7 +1,6 @@
 package dekcache
 
 import (
-	"context"
 	"sync/atomic"
 	"time"
 )
@@ -31,28 +30,6 @@ func (t *Term) Expires() time.Time { return t.sent.Add(t.capped(t.life)) }
 // be in transit after it. The time between Expires and Limit is the jitter.
 // A purge does not change Limit.
 func (t *Term) Limit() time.Time { return t.sent.Add(t.capped(t.ttl)) }
-
-// Wait waits for the end of the term and returns nil, or returns the error
-// of ctx if that ends first.
-func (t *Term) Wait(ctx context.Context) error {
-	for {
-		turn := t.group.changed.Load() // loaded first, so that no change is missed
-		if !t.InForce() {
-			return nil
-		}
-
-		timer := time.NewTimer(t.Expires().Sub(t.cache.cfg.Now()))
-		select {
-		case <-timer.C:
-		case <-*turn:
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		}
-
-		timer.Stop()
-	}
-}
 
 // limit is the effect of a TTL change on DEKs that were requested before
 // it: they last no longer than the shorter TTL. A later change does not
@@ -90,17 +67,10 @@ func (t *Term) isOver(now time.Time) bool {
 // point to it.
 type groupState struct {
 	Group
-	purged  atomic.Uint64                 // number of its last purge
-	changed atomic.Pointer[chan struct{}] // closed and replaced when terms may have ended early
+	purged  atomic.Uint64 // number of its last purge
+	watches watches
 
 	entries, flights int // protected by Cache.mu
-}
-
-// recheckTerms wakes the callers of Wait so that they check their terms
-// again.
-func (g *groupState) recheckTerms() {
-	turn := make(chan struct{})
-	close(*g.changed.Swap(&turn))
 }
 
 // group returns the state of a group. A new group starts with the last
@@ -113,8 +83,6 @@ func (c *Cache) group(name Group) *groupState {
 
 	g := &groupState{Group: name}
 	g.purged.Store(max(c.cleared, c.purged[name.KeyID]))
-	turn := make(chan struct{})
-	g.changed.Store(&turn)
 	c.groups[name] = g
 
 	return g

@@ -115,18 +115,18 @@ func TestShorterTTLDuringAFlight(t *testing.T) {
 	})
 }
 
-func TestWait(t *testing.T) {
+func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := newCache(t, dekcache.Config{TTL: time.Minute}), &source{}
 		start := time.Now()
 		wait := func(e dekcache.Entry) (took func() time.Duration) {
 			ended := make(chan time.Duration, 1)
-			go func() {
-				if err := e.Wait(t.Context()); err != nil || e.InForce() {
-					t.Errorf("%v, in force: %v", err, e.InForce())
+			e.Watch(func() {
+				if e.InForce() {
+					t.Error("still in force")
 				}
 				ended <- time.Since(start)
-			}()
+			})
 
 			return func() time.Duration { return <-ended }
 		}
@@ -151,12 +151,50 @@ func TestWait(t *testing.T) {
 			t.Errorf("woken after %v, want 30s", whole)
 		}
 
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
+		over := get(t, c, 1, s)
+		c.Purge(keyID)
+		if at := wait(over)(); at != 30*time.Second {
+			t.Errorf("a term that has ended: woken after %v", at)
+		}
 
 		e := get(t, c, 1, s)
-		if err := e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) || !e.InForce() {
-			t.Errorf("%v", err)
+		stop := e.Watch(func() { t.Error("called after stop") })
+		stop()
+		time.Sleep(time.Hour)
+		if e.InForce() {
+			t.Error("in force after an hour")
+		}
+	})
+}
+
+// The timer of a group must fire for the term that ends first, whatever the
+// order in which the watches began.
+func TestWatchesEndInTheirOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := newCache(t, dekcache.Config{TTL: time.Minute}), &source{}
+		start := time.Now()
+		var entries []dekcache.Entry
+		for n := range 5 {
+			entries = append(entries, get(t, c, n, s))
+			time.Sleep(time.Second)
+		}
+
+		ended := make(chan int, len(entries))
+		var stops []func()
+		for _, n := range []int{3, 0, 4, 1, 2} {
+			stops = append(stops, entries[n].Watch(func() {
+				if took := time.Since(start); took != time.Minute+time.Duration(n)*time.Second {
+					t.Errorf("term %d ended after %v", n, took)
+				}
+				ended <- n
+			}))
+		}
+		stops[4]() // that of 2
+
+		for _, want := range []int{0, 1, 3, 4} {
+			if n := <-ended; n != want {
+				t.Errorf("term %d ended, want %d", n, want)
+			}
 		}
 	})
 }

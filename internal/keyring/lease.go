@@ -40,7 +40,7 @@ type Lease struct {
 
 	mu       sync.Mutex // held while the stream is cut, so that no stream is cut after Release
 	released atomic.Bool
-	unwatch  context.CancelFunc
+	unwatch  func() // nil if the stream is not watched, or has been cut
 }
 
 // startLease sets the DEK and the term of a lease from a cache entry.
@@ -191,27 +191,50 @@ func (l *Lease) Watch(ctx context.Context, cut func(error), drained func() bool)
 	if l.term.Load() == nil {
 		return
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	l.unwatch = cancel
-	go l.watchTerm(ctx, cut, drained)
+	w := &watcher{lease: l, ctx: ctx, cut: cut, drained: drained}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unwatch = l.term.Load().Watch(w.renew)
 }
 
-func (l *Lease) watchTerm(ctx context.Context, cut func(error), drained func() bool) {
-	for {
-		term := l.term.Load()
-		if term.Wait(ctx) != nil {
-			return
-		}
+// watcher renews the lease of a stream, or cuts the stream.
+type watcher struct {
+	lease   *Lease
+	ctx     context.Context //nolint:containedctx // for its values only
+	cut     func(error)
+	drained func() bool
+}
 
-		stop := l.atLimit(ctx, term, cut, drained)
-		a, err := l.renewIfOver(ctx)
-		stop()
-
-		if err != nil {
-			l.cutAndAudit(ctx, cut, a, err)
-			return
-		}
+// renew is called when the term of the lease has ended.
+func (w *watcher) renew() {
+	l := w.lease
+	ctx, cancel := context.WithCancel(context.WithoutCancel(w.ctx))
+	defer cancel()
+	if !l.watchWith(func() func() { return cancel }) {
+		return
 	}
+
+	stop := l.atLimit(ctx, l.term.Load(), w.cut, w.drained)
+	a, err := l.renewIfOver(ctx)
+	stop()
+
+	if err != nil {
+		l.cutAndAudit(ctx, w.cut, a, err)
+		return
+	}
+	l.watchWith(func() func() { return l.term.Load().Watch(w.renew) })
+}
+
+// watchWith replaces what ends the watching of a stream, unless the stream
+// has ended.
+func (l *Lease) watchWith(begin func() (unwatch func())) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.released.Load() || l.unwatch == nil {
+		return false
+	}
+	l.unwatch = begin()
+	return true
 }
 
 // errUndrained is the reason for cutting a stream at the end of the TTL
