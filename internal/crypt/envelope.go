@@ -51,13 +51,18 @@ const (
 // them.
 var names = func() map[string]string {
 	out := make(map[string]string)
-	for _, name := range []string{
-		nameVersion, nameSuite, nameKey, nameDEK, nameHeader, nameSize, nameSum, nameMeta, nameMAC, nameType, nameUpload,
-	} {
+	for _, name := range EntryNames() {
 		out[textproto.CanonicalMIMEHeaderKey(name)] = name
 	}
 	return out
 }()
+
+// EntryNames returns the names of all metadata entries of the format.
+func EntryNames() []string {
+	return []string{
+		nameVersion, nameSuite, nameKey, nameDEK, nameHeader, nameSize, nameSum, nameMeta, nameMAC, nameType, nameUpload,
+	}
+}
 
 // LowerName returns the name of an entry, as net/http writes it, in lower
 // case.

@@ -18,4 +18,4 @@ func CanonicalID(id string) string {
 }
 
 // SameKey reports whether two ids refer to the same key.
-func SameKey(a, b string) bool { return CanonicalID(a) == CanonicalID(b) }
+func SameKey(a, b string) bool { return a == b || CanonicalID(a) == CanonicalID(b) }

@@ -73,7 +73,7 @@ func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // maxAllocs limits the allocations of the proxy for a PUT, GET and HEAD of an
 // object of 4 KiB, and for a listing of 1,000 objects. They only go down.
-var maxAllocs = map[string]float64{"PUT": 315, "GET": 197, "HEAD": 163, "LIST": 145}
+var maxAllocs = map[string]float64{"PUT": 290, "GET": 194, "HEAD": 163, "LIST": 145}
 
 // TestAllocsOfARequest guards the number of allocations.
 func TestAllocsOfARequest(t *testing.T) {

@@ -248,10 +248,19 @@ func (s *Server) addEnvelope(c *call, header, own http.Header, e *crypt.Envelope
 	values := make([]string, 0, len(metadata)) // one allocation for all
 	for name, value := range metadata {
 		values = append(values, value)
-		header[http.CanonicalHeaderKey(metaPrefix+name)] = values[len(values)-1 : len(values) : len(values)]
+		header[envelopeHeaders[name]] = values[len(values)-1 : len(values) : len(values)]
 	}
 	return header, nil
 }
+
+// envelopeHeaders has the headers of the envelope's entries, by name.
+var envelopeHeaders = func() map[string]string {
+	out := make(map[string]string)
+	for _, name := range crypt.EntryNames() {
+		out[name] = http.CanonicalHeaderKey(metaPrefix + name)
+	}
+	return out
+}()
 
 // upload is the body of the request to the store. It remembers whether the
 // whole body was read, and why reading failed: the transport may not pass
