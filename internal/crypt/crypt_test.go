@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	mrand "math/rand/v2"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -100,6 +101,7 @@ func TestSealerReadsInAnyPieces(t *testing.T) {
 	for name, src := range map[string]io.Reader{
 		"one byte at a time": iotest.OneByteReader(bytes.NewReader(text)),
 		"data with EOF":      iotest.DataErrReader(bytes.NewReader(text)),
+		"from memory":        bytes.NewBuffer(bytes.Clone(text)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := crypt.NewSealer(src, int64(len(text)), dek, rand.Reader)
@@ -121,6 +123,23 @@ func TestSealerReadsInAnyPieces(t *testing.T) {
 	}
 }
 
+// Whoever gave the text may still need it.
+func TestSealerDoesNotChangeTextInMemory(t *testing.T) {
+	text := randomText(300_000)
+	own := bytes.Clone(text)
+	s, err := crypt.NewSealer(bytes.NewBuffer(own), int64(len(own)), newDEK(t), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, s); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if !bytes.Equal(own, text) {
+		t.Error("the text has changed")
+	}
+}
+
 // If a source does not have the declared size, or fails instead of
 // returning io.EOF, the body must lack its last segment, so that no store
 // can take it for complete.
@@ -138,10 +157,12 @@ func TestSealerNeverFinishesABadSource(t *testing.T) {
 			"failing at the end": {
 				io.MultiReader(bytes.NewReader(text), iotest.ErrReader(errSource)), errSource,
 			},
-			"shorter": {bytes.NewReader(text[:max(size-1, 0)]), io.ErrUnexpectedEOF},
+			"shorter":           {bytes.NewReader(text[:max(size-1, 0)]), io.ErrUnexpectedEOF},
+			"longer in memory":  {bytes.NewBuffer(append(bytes.Clone(text), 1)), crypt.ErrTrailing},
+			"shorter in memory": {bytes.NewBuffer(text[:max(size-1, 0)]), io.ErrUnexpectedEOF},
 		} {
 			t.Run(name, func(t *testing.T) {
-				if name == "shorter" && size == 0 {
+				if strings.HasPrefix(name, "shorter") && size == 0 {
 					return
 				}
 

@@ -1,13 +1,15 @@
 package crypt
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
 )
 
-// Sealer encrypts a plaintext of known size as it is read.
+// Sealer encrypts a plaintext of known size as it is read. It does not change
+// the text of a bytes.Buffer.
 //
 // The last segment is sealed only after the source has returned io.EOF. If
 // the source verifies its data and fails instead of returning io.EOF, the
@@ -90,7 +92,7 @@ func (s *Sealer) Close() error {
 	return nil
 }
 
-// sealBatch seals the next batch of segments in place. It returns an error
+// sealBatch seals the next batch of segments. It returns an error
 // only if there is nothing to return to the reader.
 func (s *Sealer) sealBatch() error {
 	if s.nextSegment > s.stream.last {
@@ -108,12 +110,12 @@ func (s *Sealer) sealBatch() error {
 		}
 
 		n := int(min(s.textLeft, int64(segmentSize)-int64(used)))
-		text := slot[used : used+n]
-		if err := s.readSegment(text); err != nil {
+		text, err := s.readSegment(slot[used : used+n])
+		if err != nil {
 			return err
 		}
 
-		s.stream.aead.Seal(text[:0], s.stream.nonceOf(s.nextSegment), text, nil)
+		s.stream.aead.Seal(slot[used:used], s.stream.nonceOf(s.nextSegment), text, nil)
 		s.textLeft -= int64(n)
 		end += used + n + TagSize
 		s.nextSegment++
@@ -127,18 +129,25 @@ func (s *Sealer) sealBatch() error {
 	return nil
 }
 
-func (s *Sealer) readSegment(text []byte) error {
-	if _, err := io.ReadFull(s.src, text); err != nil {
-		if errors.Is(err, io.EOF) {
-			return io.ErrUnexpectedEOF
-		}
-		return err
+// readSegment returns the text of the next segment, read into room, unless the
+// source has it in memory: then it is not copied.
+func (s *Sealer) readSegment(room []byte) (text []byte, err error) {
+	text = room
+	if memory, ok := s.src.(*bytes.Buffer); !ok {
+		_, err = io.ReadFull(s.src, room)
+	} else if text = memory.Next(len(room)); len(text) < len(room) {
+		err = io.EOF
 	}
 
-	if s.nextSegment == s.stream.last {
-		return expectEOF(s.src, ErrTrailing)
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, io.ErrUnexpectedEOF
+	case err != nil:
+		return nil, err
+	case s.nextSegment == s.stream.last:
+		err = expectEOF(s.src, ErrTrailing)
 	}
-	return nil
+	return text, err
 }
 
 // expectEOF returns nil if r is at its end, the error more if r has more

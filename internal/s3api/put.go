@@ -152,7 +152,7 @@ func (c *call) peek() error {
 	if lacking {
 		c.checks.takeDefault(text)
 	}
-	c.payload = bytes.NewReader(text)
+	c.payload = bytes.NewBuffer(text) // the Sealer does not copy it
 	return nil
 }
 
