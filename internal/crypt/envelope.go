@@ -60,7 +60,8 @@ var names = func() map[string]string {
 // EntryNames returns the names of all metadata entries of the format.
 func EntryNames() []string {
 	return []string{
-		nameVersion, nameSuite, nameKey, nameDEK, nameHeader, nameSize, nameSum, nameMeta, nameMAC, nameType, nameUpload,
+		nameVersion, nameSuite, nameKey, nameDEK, nameHeader, nameSize, nameSum, nameMeta, nameMAC,
+		nameType, nameUpload,
 	}
 }
 

@@ -115,7 +115,7 @@ func canonicalQuery(query []parameter) string {
 	pairs := make([]parameter, 0, len(query))
 	for _, p := range query {
 		if p.name != "X-Amz-Signature" {
-			pairs = append(pairs, parameter{escape(p.name, false), escape(p.value, false)})
+			pairs = append(pairs, parameter{escape(p.name, isPlain), escape(p.value, isPlain)})
 		}
 	}
 
@@ -140,7 +140,7 @@ func EscapePath(path string) string {
 	if path == "" {
 		return "/"
 	}
-	return escape(path, true)
+	return escape(path, isPlainInPath)
 }
 
 // UnescapePath decodes a path once. A plus sign stays a plus sign. It
@@ -156,9 +156,10 @@ func UnescapePath(raw string) (string, error) {
 
 const upperHex = "0123456789ABCDEF"
 
-func escape(text string, keepSlash bool) string {
+// escape percent-encodes the bytes that are not plain.
+func escape(text string, isPlain func(byte) bool) string {
 	plain := 0
-	for plain < len(text) && isPlain(text[plain], keepSlash) {
+	for plain < len(text) && isPlain(text[plain]) {
 		plain++
 	}
 	if plain == len(text) {
@@ -171,7 +172,7 @@ func escape(text string, keepSlash bool) string {
 
 	for i := plain; i < len(text); i++ {
 		c := text[i]
-		if isPlain(c, keepSlash) {
+		if isPlain(c) {
 			b.WriteByte(c)
 		} else {
 			b.Write([]byte{'%', upperHex[c>>4], upperHex[c&15]})
@@ -181,17 +182,17 @@ func escape(text string, keepSlash bool) string {
 	return b.String()
 }
 
-// isPlain reports whether a byte is not escaped.
-func isPlain(c byte, keepSlash bool) bool {
+// isPlain reports whether a byte of a query is not escaped.
+func isPlain(c byte) bool {
 	switch {
 	case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9':
 		return true
-	case c == '-', c == '.', c == '_', c == '~':
-		return true
 	default:
-		return c == '/' && keepSlash
+		return c == '-' || c == '.' || c == '_' || c == '~'
 	}
 }
+
+func isPlainInPath(c byte) bool { return c == '/' || isPlain(c) }
 
 func unescape(text string, plusIsSpace bool) (string, bool) {
 	if !strings.ContainsAny(text, "%+") {

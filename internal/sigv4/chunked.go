@@ -141,7 +141,8 @@ func (b *Body) endChunk() error {
 func (b *Body) verifyChunk() error {
 	var sum [sha256.Size]byte
 	hashed := hex.EncodeToString(b.hash.Sum(sum[:0]))
-	toSign := "AWS4-HMAC-SHA256-PAYLOAD\n" + b.auth.date + "\n" + b.auth.scope.String() + "\n" + b.chunk.previous + "\n" +
+	toSign := "AWS4-HMAC-SHA256-PAYLOAD\n" + b.auth.date + "\n" + b.auth.scope.String() + "\n" +
+		b.chunk.previous + "\n" +
 		emptySHA256 + "\n" + hashed
 	if err := b.compare(toSign, b.chunk.claimed); err != nil {
 		return err
