@@ -162,7 +162,7 @@ func TestLimitCanceled(t *testing.T) {
 
 func TestLimitKeepsToTheRateOfAServer(t *testing.T) {
 	server := kmstest.StartTest(t)
-	key := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	key := server.NewKey(t, nil)
 	server.SetFaults(kmstest.Faults{MaxPerSecond: 20})
 
 	throttled := func(w kms.Wrapper, calls int) (n int) {
