@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,6 +70,7 @@ func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 		)
 	}
 
+	c.reuse(cfg)
 	c.tenants(cfg)
 	c.line(checkAudit(cfg.Audit), "audit log")
 	c.certificate(cfg.TLS)
@@ -131,6 +134,27 @@ func (c *checker) tenants(cfg *config.Config) {
 	}
 	c.line(state.Err, "tenants_dir %s: %d tenants; their keys are not tried, as they are opened when they are used",
 		cfg.TenantsDir, len(state.Tenants))
+}
+
+// reuse prints what limits the PUTs of rules without dek_reuse.
+func (c *checker) reuse(cfg *config.Config) {
+	local := make(map[string]bool)
+	for _, key := range cfg.Keys {
+		local[key.Name] = key.Provider == config.Local
+	}
+
+	var names []string
+	for _, r := range cfg.Encryption.Rules {
+		name := cmp.Or(r.Key, config.TenantKeys)
+		if r.DEKReuse == (config.DEKReuse{}) && !local[name] && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) > 0 {
+		fmt.Fprintf(c.out, "note  no dek_reuse in a rule for %s: each PUT waits for a call to the KMS, "+
+			"and for each key at most %d PUTs a second can start (kms.max_per_second)\n",
+			strings.Join(names, ", "), cfg.KMS.MaxPerSecond)
+	}
 }
 
 // server builds the server as serve does, and prints what is unusual about

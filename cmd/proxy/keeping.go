@@ -63,7 +63,10 @@ func (b *backend) limited(k config.Key, w kms.Wrapper, opened func(float64)) kms
 
 // limitsOf returns the limits of each key.
 func (b *backend) limitsOf(k config.Key) kms.LimitConfig {
-	limits := kms.LimitConfig{MaxConcurrent: b.cfg.KMS.MaxConcurrent}
+	limits := kms.LimitConfig{
+		MaxConcurrent: b.cfg.KMS.MaxConcurrent,
+		OnWait:        func(waited time.Duration) { b.metrics.KMSWait(b.observer.labelOf(k.Name), waited) },
+	}
 	if k.Provider != config.Local { // a local key has no quota
 		limits.PerSecond, limits.Burst = float64(b.cfg.KMS.MaxPerSecond), b.cfg.KMS.MaxPerSecond
 	}

@@ -128,6 +128,8 @@ func (b *backend) keyLabels() map[string]string {
 
 func (b *backend) measureKeys() {
 	b.measureTenants()
+	b.metrics.Gauge("cmekproxy_kms_max_per_second", "Limit of the calls to each KMS key in a second.",
+		func() float64 { return float64(b.cfg.KMS.MaxPerSecond) })
 	count := func(name, help string, of func(dekcache.Stats) uint64) {
 		b.metrics.Counter(name, help, func() float64 { return float64(of(b.cache.Stats())) })
 	}

@@ -48,16 +48,15 @@ func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wra
 
 func awsConfig(k config.Key, report kms.Report) kms.AWSConfig {
 	return kms.AWSConfig{
-		KeyID:       k.KeyID,
-		Region:      k.Region,
-		Endpoint:    k.Endpoint,
-		RoleARN:     k.RoleARN,
-		ExternalID:  k.ExternalID,
-		FIPS:        k.FIPS,
-		CAFile:      k.CAFile,
-		Report:      report,
-		Timeout:     k.Timeout,
-		MaxAttempts: 1,
+		KeyID:      k.KeyID,
+		Region:     k.Region,
+		Endpoint:   k.Endpoint,
+		RoleARN:    k.RoleARN,
+		ExternalID: k.ExternalID,
+		FIPS:       k.FIPS,
+		CAFile:     k.CAFile,
+		Report:     report,
+		Timeout:    k.Timeout,
 	}
 }
 

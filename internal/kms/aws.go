@@ -12,23 +12,20 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
-	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go"
 	"github.com/aws/smithy-go/middleware"
 
 	"github.com/cmekproxy/cmekproxy/internal/awscreds"
 )
 
-// Defaults of AWSConfig.
-const (
-	DefaultAWSTimeout     = 5 * time.Second
-	DefaultAWSMaxAttempts = 3
-)
+// DefaultAWSTimeout is the default of AWSConfig.
+const DefaultAWSTimeout = 5 * time.Second
 
 // awsDialTimeout leaves time for a second attempt within DefaultAWSTimeout
 // when an address does not answer.
@@ -67,15 +64,10 @@ type AWSConfig struct {
 	CAFile string
 	// Report is called when a file has been reloaded. It may be nil.
 	Report Report
-	// Timeout limits one Wrap, Unwrap or Generate, including all attempts
-	// and the pauses between them. With MaxAttempts 1 it limits each
-	// attempt, as Retry requires. Getting credentials does not count; a
-	// call waits for them until its context ends. 0 means
-	// DefaultAWSTimeout.
+	// Timeout limits one Wrap, Unwrap or Generate, which makes one attempt;
+	// see Retry for more. Getting credentials does not count; a call waits
+	// for them until its context ends. 0 means DefaultAWSTimeout.
 	Timeout time.Duration
-	// MaxAttempts includes the first attempt. Set it to 1 inside Retry,
-	// because the attempts would multiply. 0 means DefaultAWSMaxAttempts.
-	MaxAttempts int
 }
 
 // AWS is the provider "aws-kms": a symmetric key of AWS KMS.
@@ -91,7 +83,7 @@ type AWSConfig struct {
 // or multi-Region keys, whose replicas unwrap each other's blobs; see
 // CanonicalID.
 type AWS struct {
-	client  *awskms.Client
+	api     *awsAPI
 	sts     *sts.Client
 	creds   aws.CredentialsProvider
 	keyARN  string
@@ -111,7 +103,7 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 
 // AWSKeys opens keys that share a region, credentials and connections.
 type AWSKeys struct {
-	client  *awskms.Client
+	api     *awsAPI
 	sts     *sts.Client
 	creds   aws.CredentialsProvider
 	region  string
@@ -137,9 +129,13 @@ func NewAWSKeys(ctx context.Context, cfg AWSConfig) (*AWSKeys, error) {
 			o.BaseEndpoint = &cfg.Endpoint
 		}
 	})
+	api, err := newAWSAPI(ctx, client.Options())
+	if err != nil {
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
+	}
 
 	return &AWSKeys{
-		client, sts.NewFromConfig(sdk), sdk.Credentials, region, cmp.Or(max(cfg.Timeout, 0), DefaultAWSTimeout),
+		api, sts.NewFromConfig(sdk), sdk.Credentials, region, cmp.Or(max(cfg.Timeout, 0), DefaultAWSTimeout),
 	}, nil
 }
 
@@ -151,7 +147,7 @@ func (k *AWSKeys) Open(ctx context.Context, id string) (*AWS, error) {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: id, Err: err}
 	}
 
-	a := &AWS{client: k.client, sts: k.sts, creds: k.creds, keyARN: id, named: id, timeout: k.timeout}
+	a := &AWS{api: k.api, sts: k.sts, creds: k.creds, keyARN: id, named: id, timeout: k.timeout}
 	if isKeyARN {
 		return a, nil
 	}
@@ -175,20 +171,11 @@ func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 		return nil, err
 	}
 
-	call, cancel, err := a.begin(ctx, "wrap")
-	if err != nil {
+	in := &awskms.EncryptInput{KeyId: &a.keyARN, Plaintext: dek, EncryptionContext: ec}
+	var out awskms.EncryptOutput
+	if err := a.call(ctx, "wrap", awsEncrypt, in, &out); err != nil {
 		return nil, err
 	}
-	defer cancel()
-
-	out, err := a.client.Encrypt(call, &awskms.EncryptInput{
-		KeyId: &a.keyARN, Plaintext: dek, EncryptionContext: ec,
-	})
-	if err != nil {
-		return nil, a.fail(ctx, "wrap", err)
-	}
-
-	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("wrap", out.KeyId); err != nil {
 		return nil, err
 	}
@@ -212,20 +199,11 @@ func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyARN, Err: err}
 	}
 
-	call, cancel, err := a.begin(ctx, "unwrap")
-	if err != nil {
+	in := &awskms.DecryptInput{KeyId: &a.keyARN, CiphertextBlob: wrapped, EncryptionContext: ec}
+	var out awskms.DecryptOutput
+	if err := a.call(ctx, "unwrap", awsDecrypt, in, &out); err != nil {
 		return nil, err
 	}
-	defer cancel()
-
-	out, err := a.client.Decrypt(call, &awskms.DecryptInput{
-		KeyId: &a.keyARN, CiphertextBlob: wrapped, EncryptionContext: ec,
-	})
-	if err != nil {
-		return nil, a.fail(ctx, "unwrap", err)
-	}
-
-	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("unwrap", out.KeyId); err != nil {
 		clear(out.Plaintext)
 		return nil, err
@@ -241,20 +219,13 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 		return nil, nil, err
 	}
 
-	call, cancel, err := a.begin(ctx, "generate")
-	if err != nil {
+	in := &awskms.GenerateDataKeyInput{
+		KeyId: &a.keyARN, KeySpec: types.DataKeySpecAes256, EncryptionContext: ec,
+	}
+	var out awskms.GenerateDataKeyOutput
+	if err := a.call(ctx, "generate", awsGenerate, in, &out); err != nil {
 		return nil, nil, err
 	}
-	defer cancel()
-
-	out, err := a.client.GenerateDataKey(call, &awskms.GenerateDataKeyInput{
-		KeyId: &a.keyARN, KeySpec: types.DataKeySpecAes256, EncryptionContext: ec,
-	})
-	if err != nil {
-		return nil, nil, a.fail(ctx, "generate", err)
-	}
-
-	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("generate", out.KeyId); err != nil {
 		clear(out.Plaintext)
 		return nil, nil, err
@@ -263,21 +234,24 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 	return out.Plaintext, out.CiphertextBlob, nil
 }
 
-// begin waits for credentials until ctx ends. Then it returns a context
-// with the time limit of an attempt.
-func (a *AWS) begin(ctx context.Context, op string) (context.Context, context.CancelFunc, error) {
-	if _, err := a.creds.Retrieve(ctx); err != nil {
-		return nil, nil, a.fail(ctx, op, err)
+// call waits for credentials until ctx ends, and makes one attempt at a call
+// within the time limit.
+func (a *AWS) call(
+	ctx context.Context, op string, operation *smithy.OperationSchema,
+	in smithy.Serializable, out smithy.Deserializable,
+) error {
+	creds, err := a.creds.Retrieve(ctx)
+	if err != nil {
+		return a.fail(ctx, op, err)
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
-	return call, cancel, nil
-}
 
-// traceAWS records the request id of a response, which is the requestID in
-// CloudTrail.
-func traceAWS(ctx context.Context, answer middleware.Metadata) {
-	id, _ := awsmiddleware.GetRequestIDMetadata(answer)
-	traceRequest(ctx, id)
+	attempt, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+
+	if err := a.api.call(attempt, creds, operation, in, out); err != nil {
+		return a.fail(ctx, op, err)
+	}
+	return nil
 }
 
 // checkKey checks that a response is about the requested key.
@@ -314,15 +288,9 @@ func (a *AWS) Enabled(ctx context.Context) error {
 }
 
 func (a *AWS) metadata(ctx context.Context, op, key string) (*types.KeyMetadata, error) {
-	call, cancel, err := a.begin(ctx, op)
-	if err != nil {
+	var out awskms.DescribeKeyOutput
+	if err := a.call(ctx, op, awsDescribe, &awskms.DescribeKeyInput{KeyId: &key}, &out); err != nil {
 		return nil, err
-	}
-	defer cancel()
-
-	out, err := a.client.DescribeKey(call, &awskms.DescribeKeyInput{KeyId: &key})
-	if err != nil {
-		return nil, a.fail(ctx, op, err)
 	}
 	if out.KeyMetadata == nil || aws.ToString(out.KeyMetadata.Arn) == "" {
 		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.keyARN, Err: errUnreadable}
@@ -416,16 +384,11 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 }
 
 func awsOptions(cfg AWSConfig, region string, client aws.HTTPClient) []func(*config.LoadOptions) error {
-	attempts := cfg.MaxAttempts
-	if attempts <= 0 {
-		attempts = DefaultAWSMaxAttempts
-	}
-
 	opts := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
 		config.WithAPIOptions([]func(*middleware.Stack) error{addAWSEvidence}),
 		config.WithRetryMode(aws.RetryModeStandard),
-		config.WithRetryMaxAttempts(attempts),
+		config.WithRetryMaxAttempts(1),
 	}
 
 	if region != "" {

@@ -125,7 +125,7 @@ func startMoto(t *testing.T) (endpoint string) {
 
 func TestAWSErrorMap(t *testing.T) {
 	server := kmstest.StartTest(t)
-	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	w := server.NewKey(t, nil)
 
 	for name, want := range map[string]kms.Kind{
 		"DisabledException":             kms.Disabled,
@@ -206,7 +206,7 @@ func TestAWSKeyStates(t *testing.T) {
 	} {
 		f.Operations = []string{"DescribeKey"}
 		server.SetFaults(f)
-		_, err := kms.Unwrap(t.Context(), server.OpenKey(t, id, func(c *kms.AWSConfig) { c.MaxAttempts = 1 }), blob, ec)
+		_, err := kms.Unwrap(t.Context(), server.OpenKey(t, id, nil), blob, ec)
 		wantKind(t, "scheduled, and DescribeKey is "+name, err, kms.Unreachable)
 	}
 
@@ -262,22 +262,27 @@ func TestAWSUnreachable(t *testing.T) {
 	check("no listener")
 }
 
-func TestAWSRetries(t *testing.T) {
+// A call is one attempt. Retry makes more.
+func TestAWSMakesOneAttempt(t *testing.T) {
 	server := kmstest.StartTest(t)
-	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 3; c.Timeout = 10 * time.Second })
-	server.SetFaults(kmstest.Faults{ThrottleNext: 2})
-
-	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
-		t.Errorf("throttled twice, then served: %v", err)
-	}
-	if n := server.Calls()["GenerateDataKey"]; n != 3 {
-		t.Errorf("%d attempts, want 3", n)
-	}
-
-	server.SetFaults(kmstest.Faults{Deny: true})
-	_, _, err := kms.Generate(t.Context(), w, nil)
-	if n := server.Calls()["GenerateDataKey"]; !kms.IsRevoked(err) || n != 4 {
-		t.Errorf("a refusal was tried %d times: %v", n-3, err)
+	w := server.NewKey(t, nil)
+	for name, faults := range map[string]kmstest.Faults{
+		"throttled":           {ThrottleNext: 9},
+		"an internal error":   {Fail: "KMSInternalException"},
+		"no answer":           {Drop: true},
+		"a refusal":           {Deny: true},
+		"a clock that is off": {Skew: "Signature expired: now"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := server.Calls()["GenerateDataKey"]
+			server.SetFaults(faults)
+			if _, _, err := kms.Generate(t.Context(), w, nil); err == nil {
+				t.Error("no error")
+			}
+			if n := server.Calls()["GenerateDataKey"] - before; n != 1 {
+				t.Errorf("%d attempts, want 1", n)
+			}
+		})
 	}
 }
 
@@ -330,14 +335,16 @@ func TestAWSConfigsThatAreRefused(t *testing.T) {
 	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
 
 	for name, cfg := range map[string]kms.AWSConfig{
-		"no key":            {Region: "us-east-1"},
-		"region of another": {KeyID: arn, Region: "eu-central-1"},
-		"no region":         {KeyID: "alias/app"},
-		"another service":   {KeyID: "arn:aws:s3:::bucket"},
-		"a grant":           {KeyID: strings.Replace(arn, ":key/", ":grant/", 1)},
-		"half an ARN":       {KeyID: "arn:aws:kms"},
-		"not ASCII":         {KeyID: "alias/ü", Region: "us-east-1"},
-		"two lines":         {KeyID: arn + "\n"},
+		"no key":                {Region: "us-east-1"},
+		"region of another":     {KeyID: arn, Region: "eu-central-1"},
+		"no region":             {KeyID: "alias/app"},
+		"another service":       {KeyID: "arn:aws:s3:::bucket"},
+		"a grant":               {KeyID: strings.Replace(arn, ":key/", ":grant/", 1)},
+		"half an ARN":           {KeyID: "arn:aws:kms"},
+		"not ASCII":             {KeyID: "alias/ü", Region: "us-east-1"},
+		"two lines":             {KeyID: arn + "\n"},
+		"a region with a slash": {KeyID: strings.Replace(arn, "us-east-1", "evil.example/", 1)},
+		"FIPS at an endpoint":   {KeyID: arn, FIPS: true, Endpoint: "https://kms.example"},
 	} {
 		_, err := kms.NewAWS(t.Context(), cfg)
 		if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != kms.Invalid {
@@ -373,7 +380,7 @@ func TestAWSErrorsHoldNoKeys(t *testing.T) {
 
 	w, err := kms.NewAWS(t.Context(), kms.AWSConfig{
 		KeyID: "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab", Endpoint: server.URL,
-		Credentials: credentials.NewStaticCredentialsProvider("AKIDEXAMPLE", "example", ""), MaxAttempts: 1,
+		Credentials: credentials.NewStaticCredentialsProvider("AKIDEXAMPLE", "example", ""),
 	})
 
 	must(t, err)
@@ -426,7 +433,7 @@ func TestAWSAssumesARole(t *testing.T) {
 
 	t.Setenv("AWS_ENDPOINT_URL_STS", sts.URL)
 	role := func(c *kms.AWSConfig) {
-		c.RoleARN, c.ExternalID, c.MaxAttempts = "arn:aws:iam::111122223333:role/proxy", "customer-7", 1
+		c.RoleARN, c.ExternalID = "arn:aws:iam::111122223333:role/proxy", "customer-7"
 	}
 	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); err != nil {
 		t.Errorf("with a role: %v", err)
@@ -517,7 +524,7 @@ func TestAWSClockSkew(t *testing.T) {
 		Skew: "Signature expired: 20261129T120000Z is now earlier than 20261129T121000Z", FailNext: 1,
 	})
 
-	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	w := server.NewKey(t, nil)
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	wantKind(t, "a signature by a wrong clock", err, kms.Unreachable)
 

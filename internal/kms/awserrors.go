@@ -115,7 +115,7 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 		stranger *intermediaryError
 	)
 
-	if resp := (*awshttp.ResponseError)(nil); errors.As(err, &resp) {
+	if resp := (*awshttp.ResponseError)(nil); errors.As(err, &resp) { // from STS
 		traceRequest(ctx, resp.ServiceRequestID())
 	}
 
@@ -158,11 +158,8 @@ func awsKind(api smithy.APIError) Kind {
 	return Unreachable
 }
 
-// awsEvidence is a middleware step in each call to KMS and STS. It rejects
-// errors that AWS did not send. KMS sends JSON with the error name in
-// __type (https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html),
-// STS sends XML, and both send their request id. The SDK alone also accepts
-// the name from a header, so it would accept a 403 from an API gateway.
+// awsEvidence is a middleware step in each of the SDK's own calls: those to
+// STS, and to the sources of credentials.
 type awsEvidence struct{}
 
 // ID implements middleware.DeserializeMiddleware.
@@ -175,33 +172,42 @@ func (awsEvidence) HandleDeserialize(
 	out middleware.DeserializeOutput, metadata middleware.Metadata, err error,
 ) {
 	out, metadata, err = next.HandleDeserialize(ctx, in)
-	resp, ok := out.RawResponse.(*smithyhttp.Response)
-	service := awsmiddleware.GetServiceID(ctx)
-	if err != nil || !ok || resp.StatusCode >= 200 && resp.StatusCode < 300 && service != sts.ServiceID {
-		return out, metadata, err
+	if resp, ok := out.RawResponse.(*smithyhttp.Response); ok && err == nil {
+		err = checkAWSAnswer(awsmiddleware.GetServiceID(ctx), resp.Response)
+	}
+	return out, metadata, err
+}
+
+// checkAWSAnswer rejects errors that AWS did not send. KMS sends JSON with the
+// error name in __type
+// (https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html), STS sends
+// XML, and both send their request id. The SDK alone also accepts the name
+// from a header, so it would accept a 403 from an API gateway.
+func checkAWSAnswer(service string, resp *http.Response) error {
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 && service != sts.ServiceID {
+		return nil
 	}
 
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorAnswer)) //nolint:forbidigo // bounded
 	if err != nil {
-		return out, metadata, err
+		return err
 	}
 	if !isAWSAnswer(service, resp.Header, body) {
-		return out, metadata, &intermediaryError{resp.StatusCode}
+		return &intermediaryError{resp.StatusCode}
 	}
 
 	resp.Body = struct {
 		io.Reader
 		io.Closer
 	}{bytes.NewReader(body), resp.Body}
-
-	return out, metadata, nil
+	return nil
 }
 
 // isAWSAnswer reports whether body is an error of KMS or any response of
 // STS. Successful STS responses are checked too, because the SDK would take
 // an HTML page for a response without credentials.
 func isAWSAnswer(service string, header http.Header, body []byte) bool {
-	id := header.Get("X-Amzn-Requestid") + header.Get("X-Amz-Requestid")
+	id := awsRequestID(header)
 	switch service {
 	case awskms.ServiceID:
 		var doc struct {
@@ -232,9 +238,10 @@ func addAWSEvidence(stack *middleware.Stack) error {
 // (https://docs.aws.amazon.com/kms/latest/developerguide/key-state.html).
 // If DescribeKey is refused, stateKind assumes the most likely state: the
 // key is being deleted. If KMS cannot be reached, the state is unknown, and
-// the next call asks again.
+// the next call asks again. The request id of the failed call stays in the
+// Trace.
 func (a *AWS) stateKind(ctx context.Context) Kind {
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+	call, cancel := context.WithTimeout(WithTrace(ctx, new(Trace)), a.timeout)
 	defer cancel()
 
 	key, err := a.metadata(call, "describe", a.keyARN)
@@ -295,7 +302,7 @@ func (a *AWS) transportKind(ctx context.Context, err error) (Kind, error) {
 		return Unreachable, &intermediaryError{answer.HTTPStatusCode()}
 	}
 
-	if _, err := a.client.Options().Credentials.Retrieve(ctx); err != nil {
+	if _, err := a.creds.Retrieve(ctx); err != nil {
 		return Internal, messageError("no credentials: " + printable(err.Error(), 300))
 	}
 	return Internal, errors.New("the request was not sent")

@@ -157,7 +157,7 @@ func TestBreakerOverTheWire(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := kmstest.StartTest(t)
-			key := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts, c.Timeout = 1, 500*time.Millisecond })
+			key := server.NewKey(t, func(c *kms.AWSConfig) { c.Timeout = 500 * time.Millisecond })
 			patient := server.OpenKey(t, key.KeyID(), nil)
 			_, blob, err := kms.Generate(t.Context(), patient, nil)
 			must(t, err)
@@ -196,7 +196,7 @@ func TestBreakerOverTheWire(t *testing.T) {
 	}
 
 	server := kmstest.StartTest(t)
-	key := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	key := server.NewKey(t, nil)
 	w := kms.Breaker(key, kms.BreakerConfig{Failures: 1})
 	server.SetFaults(kmstest.Faults{ThrottleNext: 3})
 

@@ -115,7 +115,7 @@ func resetHTTP(client any) {
 }
 
 // ResetConnections implements Resetter.
-func (a *AWS) ResetConnections() { resetHTTP(a.client.Options().HTTPClient) }
+func (a *AWS) ResetConnections() { resetHTTP(a.api.options.HTTPClient) }
 
 // ResetConnections implements Resetter.
 func (a *Azure) ResetConnections() { resetHTTP(a.transport) }

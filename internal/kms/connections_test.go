@@ -56,8 +56,7 @@ func TestLostPool(t *testing.T) {
 	server := kmstest.StartTest(t)
 	f := kmstest.StartForwarder(t, strings.TrimPrefix(server.URL(), "http://"))
 	w := server.NewKey(t, func(c *kms.AWSConfig) {
-		c.Endpoint, c.Timeout, c.MaxAttempts = "http://"+f.Addr(),
-			attempt, 1
+		c.Endpoint, c.Timeout = "http://"+f.Addr(), attempt
 	})
 
 	_, blob, err := kms.Generate(t.Context(), w, nil)
@@ -115,9 +114,7 @@ func TestAWSLostFlows(t *testing.T) {
 		server := kmstest.StartTest(t)
 		f, _, bundle := startTLS(t, server, protocol)
 		t.Setenv("AWS_CA_BUNDLE", bundle)
-		w := server.NewKey(t, func(c *kms.AWSConfig) {
-			c.Endpoint, c.Timeout, c.MaxAttempts = "https://"+f.Addr(), attempt, 1
-		})
+		w := server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.Timeout = "https://"+f.Addr(), attempt })
 		lostFlows(t, f, w)
 	}
 }

@@ -60,53 +60,34 @@ func (a *AWS) Describe(ctx context.Context) (d AWSDescription) {
 		d.setKey(key)
 	}
 
-	d.PolicyErr = a.read(ctx, func(ctx context.Context) error {
-		out, err := a.client.GetKeyPolicy(ctx, &awskms.GetKeyPolicyInput{
-			KeyId: &a.keyARN, PolicyName: aws.String("default"), // each key has one policy
-		})
-		if err == nil {
-			d.Policy = aws.ToString(out.Policy)
-		}
-		return err
-	})
+	var policy awskms.GetKeyPolicyOutput
+	d.PolicyErr = a.call(ctx, "describe", awsGetPolicy, &awskms.GetKeyPolicyInput{
+		KeyId: &a.keyARN, PolicyName: aws.String("default"), // each key has one policy
+	}, &policy)
+	d.Policy = aws.ToString(policy.Policy)
 
-	d.RotationErr = a.read(ctx, func(ctx context.Context) error {
-		out, err := a.client.GetKeyRotationStatus(ctx, &awskms.GetKeyRotationStatusInput{KeyId: &a.keyARN})
-		if err == nil {
-			d.Rotation, d.RotationDays = out.KeyRotationEnabled, int(aws.ToInt32(out.RotationPeriodInDays))
-		}
-		return err
-	})
+	var rotation awskms.GetKeyRotationStatusOutput
+	d.RotationErr = a.call(ctx, "describe", awsRotation, &awskms.GetKeyRotationStatusInput{KeyId: &a.keyARN}, &rotation)
+	d.Rotation, d.RotationDays = rotation.KeyRotationEnabled, int(aws.ToInt32(rotation.RotationPeriodInDays))
 
 	d.Grants, d.GrantsErr = a.grants(ctx)
 	return d
 }
 
-// read makes a call of Describe.
-func (a *AWS) read(ctx context.Context, call func(context.Context) error) error {
-	attempt, cancel, err := a.begin(ctx, "describe")
-	if err != nil {
-		return err
-	}
-	defer cancel()
-
-	if err := call(attempt); err != nil {
-		return a.fail(ctx, "describe", err)
-	}
-	return nil
-}
-
 // caller returns the ARN of the proxy's identity. The call needs no permission
 // (https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html).
-func (a *AWS) caller(ctx context.Context) (arn string, err error) {
-	err = a.read(ctx, func(ctx context.Context) error {
-		out, err := a.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
-		if err == nil {
-			arn = aws.ToString(out.Arn)
-		}
-		return err
-	})
-	return arn, err
+func (a *AWS) caller(ctx context.Context) (string, error) {
+	if _, err := a.creds.Retrieve(ctx); err != nil {
+		return "", a.fail(ctx, "describe", err)
+	}
+	attempt, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+
+	out, err := a.sts.GetCallerIdentity(attempt, &sts.GetCallerIdentityInput{})
+	if err != nil {
+		return "", a.fail(ctx, "describe", err)
+	}
+	return aws.ToString(out.Arn), nil
 }
 
 func (d *AWSDescription) setKey(key *types.KeyMetadata) {
@@ -128,20 +109,21 @@ func (d *AWSDescription) setKey(key *types.KeyMetadata) {
 }
 
 func (a *AWS) grants(ctx context.Context) (list []AWSGrant, err error) {
-	err = a.read(ctx, func(ctx context.Context) error {
-		pages := awskms.NewListGrantsPaginator(a.client, &awskms.ListGrantsInput{KeyId: &a.keyARN})
-		for pages.HasMorePages() && len(list) < maxAWSGrants {
-			out, err := pages.NextPage(ctx)
-			if err != nil {
-				return err
-			}
-			for _, g := range out.Grants {
-				list = append(list, newAWSGrant(g))
-			}
+	in := &awskms.ListGrantsInput{KeyId: &a.keyARN}
+	for len(list) < maxAWSGrants {
+		var out awskms.ListGrantsOutput
+		if err := a.call(ctx, "describe", awsGrants, in, &out); err != nil {
+			return list, err
 		}
-		return nil
-	})
-	return list, err
+		for _, g := range out.Grants {
+			list = append(list, newAWSGrant(g))
+		}
+
+		if in.Marker = out.NextMarker; aws.ToString(in.Marker) == "" {
+			break
+		}
+	}
+	return list, nil
 }
 
 func newAWSGrant(g types.GrantListEntry) AWSGrant {

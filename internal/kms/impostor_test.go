@@ -9,7 +9,7 @@ import (
 
 func TestAWSImpostors(t *testing.T) {
 	server := kmstest.StartTest(t)
-	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	w := server.NewKey(t, nil)
 	kmstest.RunImpostors(t, "aws", w, server.SetImpostor)
 }
 

@@ -1,6 +1,9 @@
 package kms
 
-import "regexp"
+import (
+	"regexp"
+	"strings"
+)
 
 var multiRegionForm = regexp.MustCompile(`^(arn:[a-z0-9-]+:kms:)[a-z0-9-]+(:[0-9]{12}:key/mrk-[0-9a-f]{32})$`)
 
@@ -14,6 +17,9 @@ var multiRegionForm = regexp.MustCompile(`^(arn:[a-z0-9-]+:kms:)[a-z0-9-]+(:[0-9
 // is another key. Use canonical ids only for comparison; a KMS does not
 // accept them.
 func CanonicalID(id string) string {
+	if !strings.Contains(id, ":key/mrk-") { // nearly always, and the expression is slow
+		return id
+	}
 	return multiRegionForm.ReplaceAllString(id, "${1}*${2}")
 }
 

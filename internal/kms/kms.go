@@ -13,7 +13,7 @@
 //	errors.go         Error and its kinds
 //	decorator.go      what retry.go, breaker.go and limit.go share
 //	local*.go         provider "local": a key in a file
-//	aws*.go           AWS KMS
+//	aws*.go           AWS KMS; awsapi.go makes the calls
 //	gcp*.go           Google Cloud KMS
 //	azure*.go         Azure Key Vault and Managed HSM
 //	vault*.go         the transit engine of HashiCorp Vault and OpenBao

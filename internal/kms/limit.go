@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
@@ -22,6 +23,9 @@ type LimitConfig struct {
 	// Burst is the number of calls allowed at once after an idle period. 0
 	// means the calls of one second at PerSecond, and at least one.
 	Burst int
+	// OnWait is called when a call that had to wait has its turn, or gives
+	// up. It may be nil.
+	OnWait func(waited time.Duration)
 }
 
 // Limit returns w with limits on the calls of this process, so that a busy
@@ -37,7 +41,7 @@ type LimitConfig struct {
 // would be too late, otherwise at the deadline. A caller without a deadline
 // waits until it is canceled.
 func Limit(w Wrapper, cfg LimitConfig) Wrapper {
-	l := &limiter{keyID: w.KeyID()}
+	l := &limiter{keyID: w.KeyID(), onWait: cfg.OnWait}
 	if cfg.MaxConcurrent > 0 {
 		l.slots = semaphore.NewWeighted(int64(cfg.MaxConcurrent))
 	}
@@ -57,23 +61,53 @@ type limiter struct {
 	keyID  string
 	slots  *semaphore.Weighted
 	tokens *rate.Limiter
+	onWait func(waited time.Duration)
 }
 
-// run takes the slot first and the token last, so that a token is used
-// right before its call. Otherwise callers could collect tokens while they
-// wait for slots, and then exceed the rate.
+// run makes a call when it is its turn.
 func (l *limiter) run(ctx context.Context, op string, call func() error) error {
-	if l.slots != nil {
-		if l.slots.Acquire(ctx, 1) != nil {
-			return l.noTurnError(ctx, op)
-		}
-		defer l.slots.Release(1)
-	}
-
-	if l.tokens != nil && l.tokens.Wait(ctx) != nil {
+	release, err := l.wait(ctx)
+	if err != nil {
 		return l.noTurnError(ctx, op)
 	}
+	defer release()
 	return call()
+}
+
+// wait takes the slot first and the token last, so that a token is used
+// right before its call. Otherwise callers could collect tokens while they
+// wait for slots, and then exceed the rate. release returns the slot.
+func (l *limiter) wait(ctx context.Context) (release func(), err error) {
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+
+	start, waits := clock(), false
+	defer func() {
+		if waits && l.onWait != nil {
+			l.onWait(clock() - start)
+		}
+	}()
+
+	release = func() {}
+	if l.slots != nil {
+		if !l.slots.TryAcquire(1) {
+			waits = true
+			if err := l.slots.Acquire(ctx, 1); err != nil {
+				return nil, err
+			}
+		}
+		release = func() { l.slots.Release(1) }
+	}
+
+	if l.tokens != nil && !l.tokens.Allow() {
+		waits = true
+		if err := l.tokens.Wait(ctx); err != nil {
+			release()
+			return nil, err
+		}
+	}
+	return release, nil
 }
 
 // noTurnError returns the error of a call that was not made. It is never

@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -78,6 +79,66 @@ func TestLimitRate(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestLimitReportsWaits(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		cfg  kms.LimitConfig
+		want []time.Duration // of three calls at once, each of which takes a second
+	}{
+		{"for slots", kms.LimitConfig{MaxConcurrent: 1}, []time.Duration{time.Second, 2 * time.Second}},
+		{"for tokens", kms.LimitConfig{PerSecond: 0.2, Burst: 2}, []time.Duration{5 * time.Second}},
+		{"for both", kms.LimitConfig{MaxConcurrent: 2, PerSecond: 0.5, Burst: 2}, []time.Duration{2 * time.Second}},
+		{"no limit is reached", kms.LimitConfig{MaxConcurrent: 3, PerSecond: 3, Burst: 3}, nil},
+		{"no limit", kms.LimitConfig{}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			kmstest.Bubble(t, func(t *testing.T) {
+				var mu sync.Mutex
+				var got []time.Duration
+				c.cfg.OnWait = func(waited time.Duration) {
+					mu.Lock()
+					defer mu.Unlock()
+					got = append(got, waited.Round(time.Millisecond))
+				}
+
+				w := kms.Limit(&fakeKMS{answer: func(context.Context, int64) error {
+					time.Sleep(time.Second)
+					return nil
+				}}, c.cfg)
+				var wg sync.WaitGroup
+				for range 3 {
+					wg.Go(func() {
+						if err := unwrapOnce(t.Context(), w); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+
+				wg.Wait()
+				if !slices.Equal(got, c.want) {
+					t.Errorf("waited %v, want %v", got, c.want)
+				}
+			})
+		})
+	}
+}
+
+// A call that gives up has waited too.
+func TestLimitReportsWaitsInVain(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
+		var waited time.Duration
+		w := hold(t, &fakeKMS{}, kms.LimitConfig{
+			MaxConcurrent: 1, OnWait: func(d time.Duration) { waited = d.Round(time.Millisecond) },
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := unwrapOnce(ctx, w); !errors.Is(err, kms.ErrLimit) || waited != time.Second {
+			t.Errorf("waited %v: %v", waited, err)
+		}
+		time.Sleep(10 * time.Second) // until the first call ends
+	})
 }
 
 // hold takes the only slot, or the only token, of a Limit.
@@ -162,7 +223,7 @@ func TestLimitCanceled(t *testing.T) {
 
 func TestLimitKeepsToTheRateOfAServer(t *testing.T) {
 	server := kmstest.StartTest(t)
-	key := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	key := server.NewKey(t, nil)
 	server.SetFaults(kmstest.Faults{MaxPerSecond: 20})
 
 	throttled := func(w kms.Wrapper, calls int) (n int) {

@@ -68,7 +68,7 @@ func TestMembersInEveryState(t *testing.T) {
 					if []string{one, two}[i] == "hangs" {
 						timeout = time.Second
 					}
-					w := s.NewKey(t, func(c *kms.AWSConfig) { c.Timeout, c.MaxAttempts = timeout, 1 })
+					w := s.NewKey(t, func(c *kms.AWSConfig) { c.Timeout = timeout })
 					members[i].Open(w)
 					ids[i] = w.KeyID()
 				}

@@ -48,10 +48,10 @@ type RetryConfig struct {
 // last error from the KMS. If the context is canceled, the call ends at
 // once with Canceled.
 //
-// Providers must not retry themselves, or the attempts multiply: set
-// AWSConfig.MaxAttempts to 1. The provider's Timeout then limits one
-// attempt. It should be only a part of the caller's deadline, so that a KMS
-// that hangs does not use all of it in one attempt.
+// Providers must not retry themselves, or the attempts multiply: where their
+// configuration has MaxAttempts, set it to 1. The provider's Timeout then
+// limits one attempt. It should be only a part of the caller's deadline, so
+// that a KMS that hangs does not use all of it in one attempt.
 func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	if cfg.Base <= 0 {
 		cfg.Base = DefaultRetryBase

@@ -212,10 +212,10 @@ func TestRetryOverTheWire(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := kmstest.StartTest(t)
-			key := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts, c.Timeout = 1, time.Second })
+			key := server.NewKey(t, func(c *kms.AWSConfig) { c.Timeout = time.Second })
 
 			if !c.faults.Hang {
-				key = server.OpenKey(t, key.KeyID(), func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+				key = server.OpenKey(t, key.KeyID(), nil)
 			}
 
 			server.SetFaults(c.faults)

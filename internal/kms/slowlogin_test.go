@@ -151,7 +151,7 @@ func awsSlowKey(t *testing.T) slowKey {
 	})
 
 	key := kmstest.StartTest(t).NewKey(t, func(c *kms.AWSConfig) {
-		c.Credentials, c.Timeout, c.MaxAttempts = source, shortAttempt, 1
+		c.Credentials, c.Timeout = source, shortAttempt
 	})
 
 	return slowKey{

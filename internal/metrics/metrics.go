@@ -30,6 +30,8 @@ type Metrics struct {
 	bytes          *prometheus.CounterVec
 	originDuration *prometheus.HistogramVec
 	originFaults   *prometheus.CounterVec
+	kmsWaits       *prometheus.CounterVec
+	kmsWaited      *prometheus.CounterVec
 	membersMissing *prometheus.CounterVec
 	originRetries  *prometheus.CounterVec
 	kmsDuration    *prometheus.HistogramVec
@@ -92,6 +94,14 @@ func New() *Metrics {
 			Name: "cmekproxy_kms_duration_seconds",
 			Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
 		}, []string{"key", "operation", "result"}),
+		kmsWaits: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_kms_limit_waits_total",
+			Help: "Attempts at calls to the KMS that waited because of the proxy's own limits, by name of the key.",
+		}, []string{"key"}),
+		kmsWaited: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_kms_limit_wait_seconds_total",
+			Help: "Time that these attempts waited, by name of the key.",
+		}, []string{"key"}),
 		membersMissing: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_kms_member_missing_total",
 			Help: "Uses of an any-of key without one of its members, by names of both keys and operation.",
@@ -113,7 +123,8 @@ func New() *Metrics {
 
 	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Untagged, m.Unaudited)
 	m.registry.MustRegister(m.requests, m.duration, m.bytes, m.originDuration,
-		m.originFaults, m.originRetries, m.kmsDuration, m.membersMissing, m.leases, m.breakers, m.capabilities,
+		m.originFaults, m.originRetries, m.kmsDuration, m.kmsWaits, m.kmsWaited, m.membersMissing,
+		m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	return m
@@ -148,6 +159,13 @@ func (m *Metrics) KMS(key, operation, result string, took time.Duration) {
 // MemberMissing records a use of an any-of key without one of its members.
 func (m *Metrics) MemberMissing(key, member, operation string) {
 	m.membersMissing.WithLabelValues(key, member, operation).Inc()
+}
+
+// KMSWait records that an attempt at a call to the KMS waited because of the
+// proxy's own limits.
+func (m *Metrics) KMSWait(key string, waited time.Duration) {
+	m.kmsWaits.WithLabelValues(key).Inc()
+	m.kmsWaited.WithLabelValues(key).Add(waited.Seconds())
 }
 
 // Lease records what happened to a lease that ran out: it was renewed or

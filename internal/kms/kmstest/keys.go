@@ -172,8 +172,8 @@ func StartRegion(t testing.TB, cfg Config) *Server {
 const AccessKeyID = "AKIDEXAMPLE"
 
 // NewKey creates a key and returns it as a Wrapper of the provider aws-kms.
-// change, if not nil, edits the configuration, which has two attempts and a
-// timeout of 2 seconds.
+// change, if not nil, edits the configuration, which has a timeout of 2
+// seconds.
 func (s *Server) NewKey(t testing.TB, change func(*kms.AWSConfig)) *kms.AWS {
 	t.Helper()
 	arn, err := s.CreateKey()
@@ -193,7 +193,6 @@ func (s *Server) OpenKey(t testing.TB, id string, change func(*kms.AWSConfig)) *
 		Endpoint:    s.URL(),
 		Credentials: credentials.NewStaticCredentialsProvider(AccessKeyID, "example", ""),
 		Timeout:     2 * time.Second,
-		MaxAttempts: 2,
 	}
 
 	if change != nil {

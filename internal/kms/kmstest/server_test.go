@@ -203,7 +203,7 @@ func TestStateSurvivesARestart(t *testing.T) {
 
 func TestControl(t *testing.T) {
 	server := kmstest.StartTest(t)
-	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	w := server.NewKey(t, nil)
 
 	control := func(body string) int {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, server.URL()+"/_control",
@@ -271,7 +271,7 @@ func TestControl(t *testing.T) {
 
 func TestFaultsOfDecryptAlone(t *testing.T) {
 	server := kmstest.StartTest(t)
-	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	w := server.NewKey(t, nil)
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
 	only := []string{"Decrypt"}
