@@ -10,7 +10,6 @@
 //	trailer.go    uploads with a checksum in a trailer
 //	retry.go      requests that are repeated
 //	transport.go  timeouts
-//	early.go      answers that come before the whole body was sent
 //	faults.go     what errors of connections mean
 //
 // There is no example: it needs a store. The tests show its use.

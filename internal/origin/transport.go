@@ -3,31 +3,24 @@ package origin
 import (
 	"context"
 	"crypto/tls"
-	"errors"
-	"fmt"
-	"io"
+	"crypto/x509"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"sync"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/origin/http1"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
-// Errors if the store does not answer, or does not answer completely. They
-// say nothing about stored objects.
+// Errors if the store does not answer, or does not answer completely; see
+// package http1. They say nothing about stored objects.
 var (
-	// ErrConnect is returned if connecting took too long.
-	ErrConnect = errors.New("origin: no connection to the store within origin.connect_timeout")
-	// ErrResponse is returned if the store received the request but did not
-	// answer.
-	ErrResponse = errors.New("origin: the store did not start to respond within origin.response_timeout")
-	// ErrIdle is returned if the store neither received nor sent a byte.
-	ErrIdle = errors.New("origin: the store neither sent nor received a byte within origin.idle_timeout")
-	// ErrBroken is returned if the connection ended before or during a
-	// response.
-	ErrBroken = errors.New("origin: the connection to the store ended before the response was complete")
+	ErrConnect     = http1.ErrConnect
+	ErrResponse    = http1.ErrResponse
+	ErrIdle        = http1.ErrIdle
+	ErrBroken      = http1.ErrBroken
+	ErrExpectation = http1.ErrExpectation
 )
 
 // slowFactor multiplies the response timeout for operations that take a
@@ -49,26 +42,19 @@ type TransportConfig struct {
 // Transport sends requests to a store and limits how long the store may
 // take. A client that is slow to send a body or to read a response does not
 // count against the store. An answer of the store takes precedence over a
-// failed write of the body: see early.go.
+// failed write of the body.
 type Transport struct {
-	cfg  TransportConfig
-	next interface {
-		http.RoundTripper
-		CloseIdleConnections()
-	}
-	expectations expectations
+	cfg    TransportConfig
+	client *http1.Client
 }
 
 // NewTransport returns the transport for a store. It uses only HTTP/1.1,
 // because HTTP/2 was measured to need 1.8 times the CPU for a quarter of
-// the throughput. It disables compression, because ranges and sizes must be
-// those of the stored bytes.
+// the throughput. It never asks for compression, because ranges and sizes must
+// be those of the stored bytes.
 func NewTransport(cfg TransportConfig) *Transport {
-	// RoundTrip enforces ConnectTimeout. The transport may then continue to
-	// connect, for another request.
-	dialer := &net.Dialer{Timeout: 2 * cfg.ConnectTimeout, KeepAlive: 30 * time.Second}
+	dialer := &net.Dialer{KeepAlive: 30 * time.Second}
 	proxy := http.ProxyFromEnvironment
-
 	if cfg.UnixSocket != "" {
 		proxy = nil
 	}
@@ -77,82 +63,38 @@ func NewTransport(cfg TransportConfig) *Transport {
 		if cfg.UnixSocket != "" {
 			network, address = "unix", cfg.UnixSocket
 		}
-
-		conn, err := dialer.DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-
-		return newStoreConn(conn, cfg.IdleTimeout), nil
+		return dialer.DialContext(ctx, network, address)
 	}
 
-	base := &http.Transport{
-		Proxy:               proxy,
-		DialContext:         dial,
-		TLSHandshakeTimeout: 2 * cfg.ConnectTimeout,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
-		MaxIdleConns:        cfg.MaxConns,
-		MaxIdleConnsPerHost: cfg.MaxConns,
+	trust := &trust{pool: cfg.Authorities}
+	return &Transport{cfg: cfg, client: http1.New(http1.Config{
+		Dial:    dial,
+		TLS:     trust.config,
+		Proxy:   proxy,
+		MaxIdle: cfg.MaxConns,
 		// Shorter than the stores' own timeout, so that a PUT does not use
 		// a connection that is being closed.
-		IdleConnTimeout:        15 * time.Second,
-		ExpectContinueTimeout:  continueTimeout,
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 64 << 10,
-	}
-
-	if cfg.Authorities != nil {
-		return &Transport{cfg: cfg, next: cfg.Authorities.Transport(base)}
-	}
-	return &Transport{cfg: cfg, next: base}
+		IdleTimeout: 15 * time.Second,
+	})}
 }
 
 // CloseIdleConnections closes the idle connections.
-func (t *Transport) CloseIdleConnections() { t.next.CloseIdleConnections() }
+func (t *Transport) CloseIdleConnections() { t.client.CloseIdleConnections() }
 
 // RoundTrip sends r. If the store takes too long, the error is ErrConnect,
 // ErrResponse or ErrIdle, also while the response is read. An error of the
 // connection is a storefault.Error.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(r.Context())
-	w := &watch{cancel: cancel}
-	response, idle := t.cfg.ResponseTimeout, t.cfg.IdleTimeout
-
+	limits := http1.Limits{Connect: t.cfg.ConnectTimeout, Response: t.cfg.ResponseTimeout, Idle: t.cfg.IdleTimeout}
 	if isSlow(r) {
-		response, idle = response*slowFactor, idle*slowFactor
+		limits.Response *= slowFactor
+		limits.Idle *= slowFactor
 	}
 
-	trace := &httptrace.ClientTrace{
-		GetConn: func(string) { w.begin(t.cfg.ConnectTimeout, ErrConnect) },
-		GotConn: func(httptrace.GotConnInfo) { w.end() },
-		WroteRequest: func(info httptrace.WroteRequestInfo) {
-			if info.Err == nil {
-				w.begin(response, ErrResponse)
-			}
-		},
-	}
-
-	sent, asked := t.expectations.apply(ctx, r)
-	if asked != nil {
-		trace.GotFirstResponseByte = func() { asked.heard.Store(true) }
-		trace.Got100Continue = asked.continued
-	}
-
-	resp, err := t.next.RoundTrip(sent.WithContext(httptrace.WithClientTrace(ctx, trace)))
-	w.answered()
-
-	if err == nil && asked != nil {
-		err = asked.check(resp)
-	}
-
+	resp, err := t.client.Do(r, limits)
 	if err != nil {
-		err = describe(r, w.explain(err))
-		cancel(nil)
-		return nil, err
+		return nil, describe(r, err)
 	}
-
-	resp.Body = &answerBody{src: resp.Body, watch: w, idle: idle}
 	return resp, nil
 }
 
@@ -168,117 +110,32 @@ func isSlow(r *http.Request) bool {
 	}
 }
 
-// watch cancels a request if the store takes too long. It is safe for
-// concurrent use, because the transport calls its trace from several
-// goroutines.
-type watch struct {
-	cancel context.CancelCauseFunc
+// trust is what certificates of the store are verified with. After the file of
+// the authorities was read again, new connections use the new authorities, and
+// the old ones are not used for further requests.
+type trust struct {
+	pool *pemfile.Pool // nil means the authorities of the system
 
-	mu    sync.Mutex
-	timer *time.Timer
-	cause error // the error if the timer fires
-	late  bool  // the timer has canceled the request
-	head  bool  // the response header has arrived
+	mu      sync.Mutex
+	certs   *x509.CertPool // of current
+	current *tls.Config
 }
 
-// begin starts the time limit of the store's next step.
-func (w *watch) begin(limit time.Duration, cause error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if limit <= 0 || w.head { // a store may answer before it has received the whole request
-		return
-	}
-	w.start(limit, cause)
-}
-
-func (w *watch) start(limit time.Duration, cause error) {
-	w.cause = cause
-	if w.timer == nil {
-		w.timer = time.AfterFunc(limit, w.expire)
-		return
-	}
-	w.timer.Reset(limit)
-}
-
-func (w *watch) expire() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.late = true
-	w.cancel(w.cause)
-}
-
-// end stops the time limit of the current step.
-func (w *watch) end() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.timer != nil {
-		w.timer.Stop()
-	}
-}
-
-// answered marks the arrival of the response header.
-func (w *watch) answered() {
-	w.end()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.head = true
-}
-
-// read starts the time limit for the next bytes of the response.
-func (w *watch) read(limit time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.start(limit, ErrIdle)
-}
-
-// explain returns the reason for which the store was too late, or err. The
-// result never matches io.EOF or io.ErrUnexpectedEOF with errors.Is:
-// callers could mistake these for an object that is too short.
-func (w *watch) explain(err error) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-
-	switch {
-	case w.late:
-		return w.cause
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return fmt.Errorf("%w: %s", ErrBroken, err.Error())
-	default:
-		return err
-	}
-}
-
-// answerBody is the body of the store's response.
-type answerBody struct {
-	src   io.ReadCloser
-	watch *watch
-	idle  time.Duration
-}
-
-// Read returns a bare io.EOF only at the end of a complete body. For an
-// incomplete body it returns ErrBroken.
-func (b *answerBody) Read(p []byte) (int, error) {
-	if b.idle > 0 {
-		b.watch.read(b.idle)
-		defer b.watch.end()
+func (t *trust) config() *tls.Config {
+	var certs *x509.CertPool
+	if t.pool != nil {
+		certs = t.pool.Certs()
 	}
 
-	n, err := b.src.Read(p)
-	if err == nil || err == io.EOF { //nolint:errorlint // io.Reader requires a bare io.EOF
-		return n, err
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.current == nil || t.certs != certs {
+		// Sessions are resumed without verifying the certificate again, so
+		// other authorities need another cache.
+		t.current = &tls.Config{
+			MinVersion: tls.VersionTLS12, RootCAs: certs, ClientSessionCache: tls.NewLRUClientSessionCache(0),
+		}
+		t.certs = certs
 	}
-
-	err = b.watch.explain(err)
-	if errors.Is(err, ErrIdle) || errors.Is(err, ErrBroken) {
-		return n, err
-	}
-
-	return n, fmt.Errorf("%w: %w", ErrBroken, err)
-}
-
-func (b *answerBody) Close() error {
-	err := b.src.Close()
-	b.watch.end()
-	b.watch.cancel(nil)
-	return err
+	return t.current
 }

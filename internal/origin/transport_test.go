@@ -2,6 +2,7 @@ package origin_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
+	"github.com/cmekproxy/cmekproxy/internal/pemfile/pemtest"
 )
 
 // Times of the tests. A store that is late takes longer than short, other
@@ -309,4 +311,45 @@ func trusting(t *testing.T, certificate *x509.Certificate) *pemfile.Pool {
 		t.Fatal(err)
 	}
 	return pool
+}
+
+// If the file is changed, the authorities in it are trusted, and the old ones
+// are not, also on connections that exist.
+func TestAuthoritiesThatChange(t *testing.T) {
+	t.Parallel()
+	first, second := pemtest.New(t, "first"), pemtest.New(t, "second")
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{first.TLS(t)}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	pemtest.Replace(t, file, first.Cert)
+	pool, err := pemfile.OpenPool(file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := origin.NewTransport(origin.TransportConfig{Authorities: pool, ConnectTimeout: long})
+	t.Cleanup(transport.CloseIdleConnections)
+	try := func() error {
+		resp, err := transport.RoundTrip(requestTo(t, "GET", server.URL+"/b/k", nil, 0))
+		if err == nil {
+			err = resp.Body.Close()
+		}
+		return err
+	}
+
+	if err := try(); err != nil {
+		t.Fatal(err)
+	}
+	pemtest.Replace(t, file, second.Cert)
+	for range 500 {
+		if err = try(); err != nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); !ok {
+		t.Errorf("the authority that was taken away: %v", err)
+	}
 }
