@@ -44,6 +44,7 @@ type response struct {
 	etag    string
 	length  int64 // of the body; 0 if it is chunked, until it was read
 	chunked bool
+	closing bool // no more requests can be sent on the connection
 }
 
 // do sends a request and reads the whole response. It copies the body to w
@@ -109,6 +110,8 @@ func (c *connection) readHead() (resp response, err error) {
 			}
 		case bytes.EqualFold(name, []byte("Transfer-Encoding")):
 			resp.chunked = true
+		case bytes.EqualFold(name, []byte("Connection")):
+			resp.closing = bytes.EqualFold(value, []byte("close"))
 		case bytes.EqualFold(name, []byte("Etag")):
 			resp.etag = string(value)
 		}
