@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,24 +15,25 @@ import (
 	"time"
 )
 
-// overloadLoad is more load than a target can serve. Requests arrive at
-// random times, whether or not earlier ones have been answered.
+// overloadLoad is more load than a target can serve. Requests arrive at a
+// rate, whether or not earlier ones have been answered.
 type overloadLoad struct {
 	clients  int           // that find the capacity: each sends its next request after an answer
 	capacity time.Duration // time to find it
 	factors  []float64     // times the capacity
-	length   time.Duration // of the load
+	ramp     time.Duration // of the load before it is measured: connections are opened
+	length   time.Duration // of the load that is measured
 	recovery time.Duration // of half the capacity, after it
 }
 
 var (
 	fullOverload = overloadLoad{
 		clients: 32, capacity: 3 * time.Second, factors: []float64{0.5, 1, 2, 5, 10},
-		length: 6 * time.Second, recovery: 6 * time.Second,
+		ramp: 2 * time.Second, length: 5 * time.Second, recovery: 6 * time.Second,
 	}
 	shortOverload = overloadLoad{
 		clients: 32, capacity: time.Second, factors: []float64{2, 10},
-		length: 2 * time.Second, recovery: 3 * time.Second,
+		ramp: 2 * time.Second, length: 3 * time.Second, recovery: 3 * time.Second,
 	}
 )
 
@@ -47,7 +47,7 @@ const (
 const (
 	// maxOpen limits the connections of the generator. Arrivals that find
 	// none are not sent, as with a client whose pool is used up.
-	maxOpen = 8000
+	maxOpen = 6000
 	// patience is how long a client waits for a response.
 	patience = 5 * time.Second
 	tick     = 500 * time.Microsecond // between looks at what has arrived
@@ -60,8 +60,9 @@ const (
 type overloadRow struct {
 	name     string
 	factor   float64
-	capacity float64 // requests per second
-	usual    time.Duration
+	capacity float64       // requests per second
+	usual    time.Duration // p99 at the capacity
+	cost     float64       // CPU of the target for a request at the capacity, in µs
 	load     tally
 	took     time.Duration
 	rss      int64
@@ -84,9 +85,10 @@ func measureOverload(ctx context.Context, o options, w io.Writer) error {
 	}
 	t.prepared = make(map[string]bool)
 
-	printRow(w, "overload", "goodput", "of the capacity", "p50 / p99 in ms", "p99, × at capacity",
-		"refused", "failed, not sent", "RSS", "descriptors", "cores: proxy, generator", "normal after", "")
-	printRule(w, 12)
+	printRow(w, "overload", "goodput", "of the capacity", "CPU for each served", "p50 / p99 in ms",
+		"p99, × at capacity", "refused", "failed, not sent", "RSS", "descriptors",
+		"cores: proxy, generator", "normal after", "")
+	printRule(w, 13)
 	for _, name := range []string{"GET 4 KiB", "PUT 4 KiB"} {
 		c := cells[selectIndex(name)]
 		for _, factor := range o.overload.factors {
@@ -113,6 +115,7 @@ func selectIndex(name string) int {
 // measure finds the capacity, and then loads the target with a multiple.
 func (o overloadLoad) measure(ctx context.Context, t *target, c cell, factor float64) (row overloadRow, err error) {
 	fmt.Fprintf(os.Stderr, "bench: %s at %v × the capacity\n", c.name, factor)
+	time.Sleep(o.ramp / 2) // the load before has ended
 	s, err := c.measure(ctx, t, o.clients, o.capacity)
 	if err != nil {
 		return row, err
@@ -122,6 +125,7 @@ func (o overloadLoad) measure(ctx context.Context, t *target, c cell, factor flo
 			number(float64(len(s.latencies))/s.took.Seconds())),
 		factor: factor, capacity: float64(len(s.latencies)) / s.took.Seconds(),
 	}
+	row.cost = s.perRequest()
 	_, row.usual = percentiles(s.latencies)
 
 	var requests []*request
@@ -136,6 +140,8 @@ func (o overloadLoad) measure(ctx context.Context, t *target, c cell, factor flo
 	pids := t.plain.pids()
 	resetPeakRSS(pids)
 	load := newArrivals(t.plain, requests)
+	load.run(ctx, factor*row.capacity, o.ramp, func() {})
+	load.take()
 	before := [2]time.Duration{cpuOf(pids), cpuOf([]int{os.Getpid()})}
 	start := time.Now()
 	load.run(ctx, factor*row.capacity, o.length, func() { row.files = max(row.files, openFiles(pids)) })
@@ -192,7 +198,9 @@ func (r *overloadRow) print(w io.Writer) {
 		verdict = "**not**: recovery"
 	}
 
+	cost := r.cpu[0] * 1e6 / goodput // of those refused, too
 	printRow(w, r.name, number(goodput)+"/s", number(100*goodput/r.capacity)+" %",
+		number(cost)+" µs: × "+number(cost/r.cost),
 		milliseconds(p50)+" / "+milliseconds(p99), number(slowdown),
 		strconv.Itoa(r.load.refused), fmt.Sprintf("%d, %d", r.load.failed, r.load.unsent),
 		number(float64(r.rss)/(1<<20))+" MiB", strconv.Itoa(r.files),
@@ -235,12 +243,12 @@ func newArrivals(e endpoint, requests []*request) *arrivals {
 func (a *arrivals) run(ctx context.Context, rate float64, length time.Duration, look func()) {
 	start := time.Now()
 	looked := start
-	next := 0.0 // seconds since start; a Poisson process
+	next := 0.0 // seconds since start
 	for n := 0; ctx.Err() == nil; time.Sleep(tick) {
 		now := time.Since(start)
 		for ; next < now.Seconds(); n++ {
 			a.send(ctx, start.Add(time.Duration(next*float64(time.Second))), a.requests[n%len(a.requests)])
-			next += rand.ExpFloat64() / rate //nolint:gosec // not a secret
+			next += 1 / rate
 		}
 		if time.Since(looked) >= lookEvery {
 			looked = time.Now()
