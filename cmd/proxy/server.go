@@ -38,13 +38,14 @@ type server struct {
 
 	adminToken atomic.Pointer[config.Secret]
 	s3         http.Handler
+	open       *connections
 	tls        *pemfile.Server // nil for plain HTTP
 }
 
 // newServer opens the store and the keys, and creates the S3 API. unixSocket
 // is that of openBackend.
 func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*server, error) {
-	s := &server{configured: cfg.Clients}
+	s := &server{configured: cfg.Clients, open: newConnections(cfg.Limits.MaxConnections)}
 	s.adminToken.Store(&cfg.AdminToken)
 	var err error
 	if s.clients, err = buildClients(cfg, log); err != nil {
@@ -68,7 +69,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		}
 	}
 
-	s.s3 = s3api.New(s3api.Config{
+	api := s3api.New(s3api.Config{
 		Origin:        s.origin,
 		Keys:          s.keys,
 		Clients:       s.clients,
@@ -85,10 +86,13 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		MaxPerClient:  cfg.Limits.MaxConcurrentPerClient,
 		MaxUnsigned:   cfg.Limits.MaxConcurrentUnsigned,
 		MinRate:       cfg.Limits.MinBytesPerSecond,
+		Admission:     newAdmission(log),
 		Now:           time.Now,
 		Random:        rand.Reader,
 		LocalTLS:      cfg.TLS.EndsOnThisMachine,
 	})
+	s.s3 = api
+	s.exportLoad(api)
 
 	return s, nil
 }

@@ -102,7 +102,7 @@ func TestDefaults(t *testing.T) {
 		Log:   config.Log{Level: "info"},
 		Limits: config.Limits{
 			HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-			MaxConcurrentRequests: 1024, MinBytesPerSecond: 1024, ShutdownGrace: 30 * time.Second,
+			MaxConcurrentRequests: 1024, MaxConnections: 4096, MinBytesPerSecond: 1024, ShutdownGrace: 30 * time.Second,
 			ShutdownDelay: 5 * time.Second,
 		},
 	}

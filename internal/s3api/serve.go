@@ -42,6 +42,7 @@ type Config struct {
 	MaxConcurrent int           // concurrent requests; more get 503 SlowDown
 	MaxPerClient  int           // concurrent requests of one client; 0: three quarters of MaxConcurrent
 	MaxUnsigned   int           // concurrent requests that are not authenticated; 0: MaxConcurrent/16
+	Admission     Admission     // limits concurrent requests further; nil for no further limits
 	MinRate       int64         // bytes per second that a client must move while the proxy waits for it; 0: no minimum
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
@@ -53,6 +54,15 @@ type Config struct {
 	// Capabilities returns what the store can do. It may ask the store about
 	// what is needed, in the bucket of the request.
 	Capabilities func(ctx context.Context, bucket string, needed ...capability.Capability) capability.Set
+}
+
+// Admission knows how much the proxy has to do.
+type Admission interface {
+	// Saturated reports whether the CPU is saturated.
+	Saturated() bool
+	// Refuse counts a refusal, and returns how long to wait before it is
+	// answered.
+	Refuse(now time.Time, reason string) (wait time.Duration)
 }
 
 // Server is the http.Handler of the S3 port.
@@ -94,6 +104,10 @@ func New(cfg Config) *Server {
 
 // ServeHTTP serves one S3 request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.refuseEarly(w, r) {
+		return
+	}
+
 	parent := r.Context()
 	poisoned := parent.Err() != nil // by a deadline of the previous request; see idle
 	if poisoned {
