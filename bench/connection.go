@@ -63,11 +63,17 @@ func (c *connection) do(r *request, w io.Writer) (response, error) {
 	if resp.status >= http.StatusMultipleChoices {
 		var text bytes.Buffer
 		_, err := c.readBody(r.method, resp, &text)
+		if resp.status == http.StatusServiceUnavailable {
+			err = errors.Join(errSlowDown, err)
+		}
 		return resp, errors.Join(fmt.Errorf("answered %d: %.300s", resp.status, text.Bytes()), sendErr, err)
 	}
 	resp.length, err = c.readBody(r.method, resp, w)
 	return resp, errors.Join(sendErr, err)
 }
+
+// errSlowDown is the error if there was no room for a request.
+var errSlowDown = errors.New("slow down")
 
 func (c *connection) send(r *request) error {
 	buffers := make(net.Buffers, 1, 1+r.times)

@@ -26,7 +26,16 @@ func (s *server) exportLoad(api *s3api.Server) {
 		value      func() int
 	}{
 		{
-			"cmekproxy_young_requests", "S3 requests that are less than a second old.",
+			"cmekproxy_memory_reserved_bytes", "Bytes that running S3 requests may hold.",
+			func() int { return int(api.Load().Memory) },
+		},
+		{
+			"cmekproxy_memory_budget_bytes", "Bytes that S3 requests may hold together; 0 for any number.",
+			func() int { return int(api.Load().MemoryLimit) },
+		},
+		{
+			"cmekproxy_young_requests",
+			"S3 requests that are less than a second old and whose response has not begun.",
 			func() int { return api.Load().Young },
 		},
 		{

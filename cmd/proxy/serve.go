@@ -221,6 +221,7 @@ func shortSecrets(clients []config.Client) (names []string) {
 // startDuties starts the background work, which ends with ctx.
 func (s *server) startDuties(ctx context.Context) {
 	go s.keys.Run(ctx)
+	go returnMemory(ctx, func() int { return s.load().Running })
 	s.tryKeys(ctx)
 	s.onSignals(ctx)
 	if s.tenants != nil {

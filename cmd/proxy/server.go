@@ -39,6 +39,7 @@ type server struct {
 	adminToken atomic.Pointer[config.Secret]
 	s3         http.Handler
 	open       *connections
+	load       func() s3api.Load
 	tls        *pemfile.Server // nil for plain HTTP
 }
 
@@ -86,12 +87,13 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		MaxPerClient:  cfg.Limits.MaxConcurrentPerClient,
 		MaxUnsigned:   cfg.Limits.MaxConcurrentUnsigned,
 		MinRate:       cfg.Limits.MinBytesPerSecond,
+		Memory:        requestMemory(memoryLimit(cfg.Limits.Memory)),
 		Admission:     newAdmission(log),
 		Now:           time.Now,
 		Random:        rand.Reader,
 		LocalTLS:      cfg.TLS.EndsOnThisMachine,
 	})
-	s.s3 = api
+	s.s3, s.load = api, api.Load
 	s.exportLoad(api)
 
 	return s, nil

@@ -177,6 +177,10 @@ func TestAccepted(t *testing.T) {
 			},
 		},
 		{
+			"memory", base + "limits: {memory: 512MiB}\n",
+			func(c *config.Config) bool { return c.Limits.Memory == 512<<20 },
+		},
+		{
 			"shutdown_delay off", base + "limits: {shutdown_delay: 0}\n",
 			func(c *config.Config) bool { return c.Limits.ShutdownDelay == 0 },
 		},

@@ -69,7 +69,7 @@ func TestReasons(t *testing.T) {
 					t.Fatalf("client %d gets %d slots of %d", i, got, n)
 				}
 			}
-			if why := p.full(last); why != row.want {
+			if why := p.full(last, young); why != row.want {
 				t.Errorf("got %q, want %q", why, row.want)
 			}
 			if why := p.acquire(last, young); why != row.want {
@@ -89,6 +89,9 @@ func TestTransfersAreNoCrowd(t *testing.T) {
 		}
 		for range 20 {
 			p.age(client)
+		}
+		if why := p.acquire(client, old); why != "" {
+			t.Errorf("round %d: a long upload is refused: %s", round, why)
 		}
 	}
 }

@@ -14,6 +14,8 @@ const (
 	noSlot  refusal = "slots" // all slots of the pool are in use
 	noShare refusal = "share" // the client has its share of the slots
 	noCPU   refusal = "cpu"   // the CPU is saturated
+
+	noMemory refusal = "memory" // the requests that run may hold all the memory
 )
 
 // refuseEarly refuses a request for which there is no slot, before anything
@@ -29,8 +31,13 @@ func (s *Server) refuseEarly(w http.ResponseWriter, r *http.Request) bool {
 	if !ok {
 		return false
 	}
-	why := s.fast.full(holderOf(client))
-	if why == "" {
+	h := holderOf(client)
+	why := s.fast.full(h, ageOf(r))
+	switch {
+	case why != "":
+	case s.budget.full(h.name, s.fast.most(h), s.fast.size):
+		why = noMemory
+	default:
 		return false
 	}
 

@@ -42,6 +42,7 @@ type Config struct {
 	MaxConcurrent int           // concurrent requests; more get 503 SlowDown
 	MaxPerClient  int           // concurrent requests of one client; 0: three quarters of MaxConcurrent
 	MaxUnsigned   int           // concurrent requests that are not authenticated; 0: MaxConcurrent/16
+	Memory        int64         // bytes that requests may hold together; more get 503 SlowDown; 0: no limit
 	Admission     Admission     // limits concurrent requests further; nil for no further limits
 	MinRate       int64         // bytes per second that a client must move while the proxy waits for it; 0: no minimum
 	Now           func() time.Time
@@ -76,6 +77,7 @@ type Server struct {
 	signingKeys *sigv4.SigningKeys
 
 	fast, slow, unsigned *pool
+	budget               *budget
 	trusted              trust         // the proxy's credentials at the store
 	formBuffers          chan struct{} // has an element for each form that is in memory: postform.go
 

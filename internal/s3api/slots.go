@@ -1,6 +1,7 @@
 package s3api
 
 import (
+	"net/http"
 	"runtime"
 	"sync"
 	"time"
@@ -21,9 +22,9 @@ import (
 // share of each pool.
 //
 // While the CPU is saturated, the fast pool has fewer slots for requests that
-// are young: less than a second old. Older ones are transfers, which the pace
-// of clients and store limits. So a limit need not be set for the CPU, and a
-// slow store does not count as load.
+// are young: their response has not begun, and they are less than a second
+// old. Others are transfers, which the pace of clients and store limits. So a
+// limit need not be set for the CPU, and a slow store does not count as load.
 
 const (
 	// slowAfter is the interval at which the pace of a request is checked.
@@ -50,13 +51,25 @@ type pool struct {
 	of    map[string]*holding // by name of the holder
 }
 
-// age is that of a request. All requests begin young.
+// age is that of a request. Requests begin young, but for long uploads.
 type age int
 
 const (
 	young age = iota
 	old
 )
+
+// longUpload is the length in bytes from which an upload is a transfer from
+// its beginning.
+const longUpload = 1 << 20
+
+// ageOf returns the age at which a request begins.
+func ageOf(r *http.Request) age {
+	if r.ContentLength > longUpload {
+		return old
+	}
+	return young
+}
 
 // holding are the slots of a holder.
 type holding struct{ used, young int }
@@ -84,7 +97,7 @@ func (p *pool) acquire(h holder, at age) refusal {
 	most := p.most(h)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if why := p.refusal(h, most); why != "" {
+	if why := p.refusal(h, most, at); why != "" {
 		return why
 	}
 
@@ -103,11 +116,11 @@ func (p *pool) acquire(h holder, at age) refusal {
 }
 
 // full returns why acquire would find no slot, or "".
-func (p *pool) full(h holder) refusal {
+func (p *pool) full(h holder, at age) refusal {
 	most := p.most(h)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.refusal(h, most)
+	return p.refusal(h, most, at)
 }
 
 func (p *pool) most(h holder) int {
@@ -120,7 +133,7 @@ func (p *pool) most(h holder) int {
 // refusal returns why a holder may not have one more slot, or "". While the
 // CPU is saturated, each client has an equal part of the crowd. What is left
 // of it is for any client that has not used up its share.
-func (p *pool) refusal(h holder, most int) refusal {
+func (p *pool) refusal(h holder, most int, at age) refusal {
 	own := holding{}
 	others := len(p.of)
 	if held := p.of[h.name]; held != nil {
@@ -133,7 +146,7 @@ func (p *pool) refusal(h holder, most int) refusal {
 		return noSlot
 	case own.used >= most:
 		return noShare
-	case p.crowd == 0 || own.young < max(1, p.crowd/(others+1)):
+	case p.crowd == 0 || at == old || own.young < max(1, p.crowd/(others+1)):
 		return ""
 	case p.young < p.crowd && own.young < max(1, p.crowd*most/p.size):
 		return ""
@@ -182,6 +195,7 @@ type slot struct {
 	age    age
 	timer  *time.Timer // runs watchPace; nil while the pace is not watched
 	left   bool
+	memory reservation
 
 	pace, floor window // to find calls that are slow, and calls that are below MinRate
 }
@@ -213,7 +227,14 @@ func (s *slot) move(to *pool, h holder, at age) {
 	s.pool, s.holder, s.age = to, h, at
 }
 
-// grow makes the request count as no longer young.
+// begun makes the request count as no longer young, because its response has
+// begun: from now on, the client sets the pace.
+func (s *slot) begun() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.grow()
+}
+
 func (s *slot) grow() {
 	if s.pool != nil && s.age == young {
 		s.pool.age(s.holder)
@@ -229,6 +250,7 @@ func (s *Server) pools() {
 	}
 	s.fast, s.slow = newPool(s.MaxConcurrent, s.share), newPool(s.MaxConcurrent, s.share)
 	s.unsigned = newPool(strangers, func() int { return strangers })
+	s.budget = &budget{size: s.Memory, of: make(map[string]int64)}
 	if s.Admission != nil {
 		s.fast.crowd, s.fast.saturated = crowdOf*runtime.GOMAXPROCS(0), s.Admission.Saturated
 	}
@@ -236,23 +258,38 @@ func (s *Server) pools() {
 
 // crowdOf is the number of young requests for each CPU that may run even if
 // it is saturated. They keep it busy although each waits for the store, too.
-const crowdOf = 16
+const crowdOf = 32
 
 // Load is what the server has to do at the moment, and how much it takes on.
 type Load struct {
-	Young      int // requests that are less than a second old
-	YoungLimit int // more are refused
+	Running     int   // authenticated requests
+	Young       int   // those whose response has not begun, and that are less than a second old
+	YoungLimit  int   // more are refused
+	Memory      int64 // bytes that running requests may hold
+	MemoryLimit int64 // requests that need more are refused; 0 for no limit
 }
 
 // Load returns the load at the moment.
 func (s *Server) Load() Load {
+	l := Load{Running: s.slow.count(), YoungLimit: s.fast.size, MemoryLimit: s.budget.size}
+	s.budget.mu.Lock()
+	l.Memory = s.budget.used
+	s.budget.mu.Unlock()
+
 	s.fast.mu.Lock()
 	defer s.fast.mu.Unlock()
-	l := Load{Young: s.fast.young, YoungLimit: s.fast.size}
+	l.Running += s.fast.used
+	l.Young = s.fast.young
 	if s.fast.crowd > 0 && s.fast.saturated() {
 		l.YoungLimit = min(s.fast.crowd, s.fast.size)
 	}
 	return l
+}
+
+func (p *pool) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.used
 }
 
 // share returns the number of slots of a pool that one client may hold. A
@@ -268,16 +305,26 @@ func (s *Server) share() int {
 	}
 }
 
-// enter exchanges the call's slot for one of p. If none is free, the call
-// must not cause a request to the store.
+// enter exchanges the call's slot for one of p, with the memory that the call
+// may hold. If there is none, the call must not cause a request to the store.
 func (s *Server) enter(c *call, p *pool, h holder) error {
-	if why := p.acquire(h, young); why != "" {
+	need, at := reservation{h.name, c.memory()}, ageOf(c.Request)
+	why := p.acquire(h, at)
+	if why == "" && !s.budget.reserve(need, p.most(h), p.size) {
+		p.release(h, at)
+		why = noMemory
+	}
+	if why != "" {
 		c.w.last = nil
 		return s.refused(c.Context(), why)
 	}
+
 	c.slot.mu.Lock()
 	defer c.slot.mu.Unlock()
-	c.slot.move(p, h, young)
+	c.slot.move(p, h, at)
+	s.budget.free(c.slot.memory)
+	c.slot.memory = need
+	c.w.begin = c.slot.begun
 	if p == s.fast && c.slot.timer == nil {
 		c.slot.timer = time.AfterFunc(slowAfter, func() { s.watchPace(c) })
 	}
@@ -296,6 +343,7 @@ func (s *Server) leave(c *call) {
 		c.slot.timer.Stop()
 	}
 	c.slot.move(nil, holder{}, old)
+	s.budget.free(c.slot.memory)
 }
 
 // watchPace checks the pace of a call at regular intervals. Time spent
