@@ -258,7 +258,7 @@ func (s *Server) pools() {
 
 // crowdOf is the number of young requests for each CPU that may run even if
 // it is saturated. They keep it busy although each waits for the store, too.
-const crowdOf = 32
+const crowdOf = 16
 
 // Load is what the server has to do at the moment, and how much it takes on.
 type Load struct {
