@@ -3,7 +3,8 @@
 //	cpu.go       whether the CPU is saturated
 //	refusals.go  how soon a refusal is answered
 //
-// Package s3api has the pools of slots, which also limit each client.
+// Package s3api has the pools of slots, which also limit each client. There is
+// no example: both types depend on the load of the machine.
 package admission
 
 import (
@@ -18,7 +19,7 @@ import (
 // its client does not count, however long it takes. It is safe for concurrent
 // use.
 type CPU struct {
-	saturated atomic.Bool
+	busy atomic.Bool
 
 	mu       sync.Mutex // held while the runtime is asked
 	at       atomic.Int64
@@ -56,12 +57,12 @@ func (c *CPU) Saturated() bool {
 		c.sample(now)
 		c.mu.Unlock()
 	}
-	return c.saturated.Load()
+	return c.busy.Load()
 }
 
 func (c *CPU) sample(now time.Duration) {
 	c.at.Store(int64(now))
 	metrics.Read(c.samples[:])
 	c.runnable += weight * (float64(c.samples[0].Value.Uint64()) - c.runnable)
-	c.saturated.Store(c.runnable > queue*float64(c.samples[1].Value.Uint64()))
+	c.busy.Store(c.runnable > queue*float64(c.samples[1].Value.Uint64()))
 }

@@ -26,7 +26,7 @@ type Metrics struct {
 
 	registry       *prometheus.Registry
 	requests       *prometheus.CounterVec
-	refused        *prometheus.CounterVec
+	refusals       *prometheus.CounterVec
 	duration       *prometheus.HistogramVec
 	bytes          *prometheus.CounterVec
 	originDuration *prometheus.HistogramVec
@@ -69,7 +69,7 @@ func New() *Metrics {
 			Name: "cmekproxy_requests_total",
 			Help: "S3 requests, by operation, HTTP status and S3 error code.",
 		}, []string{"operation", "status", "code"}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_requests_refused_total",
 			Help: "S3 requests that were refused with 503 SlowDown because there was no room for them, by reason.",
 		}, []string{"reason"}),
@@ -117,7 +117,7 @@ func New() *Metrics {
 	}
 
 	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Untagged, m.Unaudited)
-	m.registry.MustRegister(m.requests, m.refused, m.duration, m.bytes, m.originDuration,
+	m.registry.MustRegister(m.requests, m.refusals, m.duration, m.bytes, m.originDuration,
 		m.originFaults, m.originRetries, m.kmsDuration, m.membersMissing, m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
@@ -134,7 +134,7 @@ func (m *Metrics) Request(operation string, status int, code string, took time.D
 
 // Refused records a request that was refused because there was no room for
 // it.
-func (m *Metrics) Refused(reason string) { m.refused.WithLabelValues(reason).Inc() }
+func (m *Metrics) Refused(reason string) { m.refusals.WithLabelValues(reason).Inc() }
 
 // Origin records a request to the store. status is 0 if there was no
 // response.

@@ -51,7 +51,7 @@ type pool struct {
 	of    map[string]*holding // by name of the holder
 }
 
-// age is that of a request. Requests begin young, but for long uploads.
+// age is that of a request. Requests begin young, except long uploads.
 type age int
 
 const (
