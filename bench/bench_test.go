@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,10 @@ func TestSmoke(t *testing.T) {
 		proxy: buildProxy(t), length: 10 * time.Millisecond, rounds: 2, clients: 2,
 		memory: memoryLoad{requests: 5, idle: 5, transfer: 3, slow: 3, slowFor: time.Millisecond, size: 1 << 20},
 		kms:    kmsLoad{rounds: 1, length: 10 * time.Millisecond, objects: 5},
+		overload: overloadLoad{
+			clients: 2, capacity: 10 * time.Millisecond, factors: []float64{2},
+			length: 20 * time.Millisecond, recovery: 20 * time.Millisecond,
+		},
 	}
 
 	t.Run("cells", func(t *testing.T) {
@@ -56,6 +61,12 @@ func TestSmoke(t *testing.T) {
 			t.Error("something was not measured")
 		}
 	})
+	t.Run("overload", func(t *testing.T) {
+		table := output(t, func(w *bytes.Buffer) error { return measureOverload(t.Context(), o, w) })
+		if !strings.Contains(table, "| PUT 4 KiB, 2.00 × the capacity of") {
+			t.Error("PUTs were not measured")
+		}
+	})
 	t.Run("kms", func(t *testing.T) {
 		table := output(t, func(w *bytes.Buffer) error { return measureKMS(t.Context(), o, w) })
 		for _, want := range []string{"each object | 5 and 5 |", "` | 1 and 1 |"} {
@@ -64,6 +75,33 @@ func TestSmoke(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestOverloadCounts: refused requests and failed ones are not goodput.
+func TestOverloadCounts(t *testing.T) {
+	var n atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		switch n.Add(1) % 4 {
+		case 1:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case 2:
+			w.WriteHeader(http.StatusForbidden)
+		}
+	}))
+	defer server.Close()
+	tgt := testTarget("some", server)
+	r, err := tgt.sign(t.Context(), tgt.plain, message{method: http.MethodGet, path: "/some/key"})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	a := newArrivals(tgt.plain, []*request{r})
+	a.run(t.Context(), 1000, 100*time.Millisecond, func() {})
+	a.stop()
+	got := a.take()
+	if got.refused == 0 || got.failed == 0 || len(got.served) == 0 || len(got.served) < got.refused {
+		t.Errorf("%d served, %d refused, %d failed", len(got.served), got.refused, got.failed)
+	}
 }
 
 // TestFailuresAreReported checks that an unusable target fails the run, and

@@ -44,6 +44,7 @@ type response struct {
 	etag    string
 	length  int64 // of the body; 0 if it is chunked, until it was read
 	chunked bool
+	closing bool // no more requests can be sent on the connection
 }
 
 // do sends a request and reads the whole response. It copies the body to w
@@ -62,11 +63,17 @@ func (c *connection) do(r *request, w io.Writer) (response, error) {
 	if resp.status >= http.StatusMultipleChoices {
 		var text bytes.Buffer
 		_, err := c.readBody(r.method, resp, &text)
+		if resp.status == http.StatusServiceUnavailable {
+			err = errors.Join(errSlowDown, err)
+		}
 		return resp, errors.Join(fmt.Errorf("answered %d: %.300s", resp.status, text.Bytes()), sendErr, err)
 	}
 	resp.length, err = c.readBody(r.method, resp, w)
 	return resp, errors.Join(sendErr, err)
 }
+
+// errSlowDown is the error if there was no room for a request.
+var errSlowDown = errors.New("slow down")
 
 func (c *connection) send(r *request) error {
 	buffers := make(net.Buffers, 1, 1+r.times)
@@ -109,6 +116,8 @@ func (c *connection) readHead() (resp response, err error) {
 			}
 		case bytes.EqualFold(name, []byte("Transfer-Encoding")):
 			resp.chunked = true
+		case bytes.EqualFold(name, []byte("Connection")):
+			resp.closing = bytes.EqualFold(value, []byte("close"))
 		case bytes.EqualFold(name, []byte("Etag")):
 			resp.etag = string(value)
 		}

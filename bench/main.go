@@ -10,6 +10,7 @@
 //	load.go         one measurement: request.go, connection.go, metrics.go, proc.go
 //	memory.go       resident memory
 //	kms.go          the cost of a KMS call
+//	overload.go     more requests than can be served
 //	table.go        the tables
 //	lab.go          the processes: certificate.go, serve.go; peers.md describes rivals
 //	origin.go       the origin; originupload.go has its uploads
@@ -67,6 +68,8 @@ type options struct {
 	memory  memoryLoad
 	kms     kmsLoad
 	peer    peer
+
+	overload overloadLoad
 }
 
 // peer is a rival; see peers.md.
@@ -84,7 +87,7 @@ func parse(args []string) (o options, err error) {
 	flags.IntVar(&o.rounds, "rounds", 5, "rounds")
 	flags.IntVar(&o.clients, "clients", 8, "concurrent clients")
 	flags.StringVar(&pattern, "cells", "", "measure only the cells that match this `REGEXP`; "+
-		`"memory" and "kms" are the names of those parts`)
+		`"memory", "kms" and "overload" are the names of those parts`)
 	flags.IntVar(&o.port, "port", 18400, "first of 30 `PORTS` that are used; 0 for any free ones")
 	flags.BoolVar(&short, "short", false, "a look of two minutes: one short round, and a small load for the memory")
 	flags.StringVar(&rival, "peer", "", "rival to measure too: `NAME=HOST:PORT`; see bench/peers.md")
@@ -97,9 +100,10 @@ func parse(args []string) (o options, err error) {
 		return o, errors.New("there are flags only, and -rounds and -clients are 1 or more")
 	}
 
-	o.memory, o.kms = fullMemoryLoad, fullKMSLoad
+	o.memory, o.kms, o.overload = fullMemoryLoad, fullKMSLoad, fullOverload
 	if short {
 		o.length, o.rounds, o.memory, o.kms = 200*time.Millisecond, 1, shortMemoryLoad, shortKMSLoad
+		o.overload = shortOverload
 	}
 	if o.cells, err = regexp.Compile(pattern); err != nil {
 		return o, err
@@ -121,7 +125,8 @@ func parse(args []string) (o options, err error) {
 func measure(ctx context.Context, o options, w io.Writer) error {
 	selected := selectCells(o.cells)
 	memory, kms := o.cells.MatchString("memory"), o.cells.MatchString("kms")
-	if len(selected) == 0 && !memory && !kms {
+	overload := o.cells.MatchString("overload")
+	if len(selected) == 0 && !memory && !kms && !overload {
 		return fmt.Errorf("-cells %s matches nothing; bench/cells.go has the names", o.cells)
 	}
 
@@ -138,6 +143,9 @@ func measure(ctx context.Context, o options, w io.Writer) error {
 	}
 	if kms && ctx.Err() == nil {
 		failures = append(failures, measureKMS(ctx, o, w))
+	}
+	if overload && ctx.Err() == nil {
+		failures = append(failures, measureOverload(ctx, o, w))
 	}
 
 	fmt.Fprintf(w, "Load average at the end: %s\n", loadAverage())

@@ -248,6 +248,10 @@ func together(
 			}
 			defer conn.close()
 			errs[n] = do(conn, r)
+			for errors.Is(errs[n], errSlowDown) { // as SDKs do
+				time.Sleep(slowPause)
+				errs[n] = do(conn, r)
+			}
 		})
 	}
 	all.Wait()
@@ -266,6 +270,10 @@ func (c *connection) readSlowly(r *request, length time.Duration) error {
 		return err
 	}
 	resp, err := c.readHead()
+	if err == nil && resp.status == http.StatusServiceUnavailable {
+		_, err = c.readBody(r.method, resp, nil)
+		return errors.Join(errSlowDown, err)
+	}
 	if err == nil && resp.status != http.StatusOK {
 		err = fmt.Errorf("answered %d", resp.status)
 	}

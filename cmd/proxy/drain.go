@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -80,7 +77,7 @@ var (
 // accepts no more connections, and waits for running requests. Both together
 // take at most limits.shutdown_grace. A second signal ends the wait at once.
 // Requests that still run are then aborted.
-func (s *server) drain(cause error, s3 *http.Server, open *connections) error {
+func (s *server) drain(cause error, s3 *http.Server) error {
 	grace, end := context.WithCancelCause(context.Background())
 	defer end(nil)
 	grace, cancel := context.WithTimeoutCause(grace, s.cfg.Limits.ShutdownGrace, errGrace)
@@ -110,7 +107,7 @@ func (s *server) drain(cause error, s3 *http.Server, open *connections) error {
 			zap.NamedError("reason", context.Cause(grace)),
 			zap.Error(err),
 		)
-		open.reset()
+		s.open.reset()
 		return s3.Close()
 	}
 
@@ -127,38 +124,4 @@ func (s *server) delay(cause error) time.Duration {
 		return s.cfg.Limits.ShutdownDelay
 	}
 	return 0
-}
-
-// connections are the connections on which a request is being served.
-type connections struct {
-	mu     sync.Mutex
-	active map[net.Conn]bool
-}
-
-// track is the http.Server's ConnState.
-func (c *connections) track(conn net.Conn, state http.ConnState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if state == http.StateActive {
-		c.active[conn] = true
-	} else {
-		delete(c.active, conn)
-	}
-}
-
-// reset discards the kernel's send buffers and closes the connections.
-// Otherwise the kernel would still deliver megabytes to slow clients after
-// the proxy has stopped checking the keys.
-func (c *connections) reset() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for conn := range c.active {
-		if secure, ok := conn.(*tls.Conn); ok {
-			conn = secure.NetConn()
-		}
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
-			_ = tcp.Close()
-		}
-	}
 }

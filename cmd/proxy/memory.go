@@ -1,9 +1,19 @@
 package main
 
 import (
+	"context"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
 // newHeapFloor returns a part of the heap that holds nothing, and must stay
@@ -19,6 +29,120 @@ func newHeapFloor() []byte {
 		return nil
 	}
 	return make([]byte, size)
+}
+
+// A burst of requests leaves memory behind, in pools and as free heap, which
+// the runtime returns over minutes.
+const (
+	// returnEvery is the interval at which the proxy looks for it.
+	returnEvery = 5 * time.Second
+	// worthReturning is the growth for which it runs a garbage collection.
+	worthReturning = 32 << 20
+)
+
+// burst is memory that was left behind by requests.
+type burst struct {
+	resident func() int64 // bytes that the runtime has from the system
+	free     func()       // returns what is not in use
+
+	base int64 // resident bytes when nothing was left behind
+	most int   // concurrent requests since then
+}
+
+// look returns memory if there is much more than before, and the load that
+// needed it has ended. running is the number of requests.
+func (b *burst) look(running int) {
+	b.most = max(b.most, running)
+	now := b.resident()
+	b.base = min(b.base, now)
+	if now-b.base < worthReturning || running > b.most/2 {
+		return
+	}
+	b.free()
+	b.base, b.most = b.resident(), running
+}
+
+// returnMemory returns what bursts leave behind, until ctx ends.
+func returnMemory(ctx context.Context, running func() int) {
+	b := burst{resident: residentBytes, free: freeMemory}
+	b.base = b.resident()
+	ticker := time.NewTicker(returnEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			b.look(running())
+		}
+	}
+}
+
+// freeMemory returns all free memory to the system. It takes two garbage
+// collections to empty a sync.Pool.
+func freeMemory() {
+	runtime.GC()
+	debug.FreeOSMemory()
+}
+
+func residentBytes() int64 {
+	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(samples)
+	return int64(samples[0].Value.Uint64() - samples[1].Value.Uint64()) //nolint:gosec // far below 2^63
+}
+
+// A part of the memory is not for requests: code and tables of the program,
+// and garbage before it is collected.
+const ownMemory = 32 << 20
+
+// requestMemory returns how many bytes requests may hold together if the
+// process may use limit bytes. 0 means any number.
+func requestMemory(limit int64) int64 { return max(0, limit-ownMemory) / 4 * 3 }
+
+// memoryLimit returns how many bytes the process may use: the setting, or the
+// environment variable GOMEMLIMIT, or nine tenths of the memory of its control
+// group. 0 means that there is no limit. The garbage collector works harder as
+// the limit comes near.
+func memoryLimit(setting config.Bytes) int64 {
+	runtimeLimit := debug.SetMemoryLimit(-1) // GOMEMLIMIT
+	limit := int64(setting)
+	switch {
+	case limit > 0:
+	case runtimeLimit < math.MaxInt64:
+		limit = runtimeLimit
+	default:
+		limit = cgroupMemory("/proc/self/cgroup", "/sys/fs/cgroup") / 10 * 9
+	}
+	if limit > 0 && runtimeLimit == math.MaxInt64 {
+		debug.SetMemoryLimit(limit)
+	}
+	return limit
+}
+
+// cgroupMemory returns the memory limit of the control group that file names,
+// or of one above it; 0 for none. It knows version 2 of control groups:
+// https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files.
+func cgroupMemory(file, root string) (least int64) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	_, path, ok := strings.Cut("\n"+string(text), "\n0::")
+	if !ok {
+		return 0
+	}
+	path, _, _ = strings.Cut(path, "\n")
+
+	for path = filepath.Clean("/" + path); ; path = filepath.Dir(path) {
+		text, err := os.ReadFile(filepath.Join(root, path, "memory.max")) //nolint:gosec // the kernel names the path
+		if n, parseErr := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && parseErr == nil &&
+			(least == 0 || n < least) {
+			least = n
+		}
+		if path == "/" {
+			return least
+		}
+	}
 }
 
 // freeAfter is the time between a purge and returning memory to the system.

@@ -99,7 +99,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 	defer s3.Close()
 
-	health, open := &health{}, &connections{active: make(map[net.Conn]bool)}
+	health := &health{}
 	side, err := s.listenBeside(ctx, health)
 	if err != nil {
 		return err
@@ -107,7 +107,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	defer side.close()
 	s3Server := s.httpServer(health.leaving(s.s3))
 
-	s3Server.ConnContext, s3Server.ConnState = s3api.ConnContext, open.track
+	s3Server.ConnContext, s3Server.ConnState = s3api.ConnContext, s.open.track
 	if s.tls != nil {
 		s3Server.TLSConfig = s.tls.TLS()
 		s.watchCertificate()
@@ -119,7 +119,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	defer stop()
 	s.startDuties(duties)
 	failed := make(chan error, 1+len(side))
-	go func() { failed <- serveHTTP(s3Server, s3) }()
+	go func() { failed <- serveHTTP(s3Server, s.open.limited(s3)) }()
 
 	side.serve(failed)
 
@@ -142,7 +142,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 
 	health.ready.Store(false)
-	return errors.Join(err, s.drain(context.Cause(ctx), s3Server, open))
+	return errors.Join(err, s.drain(context.Cause(ctx), s3Server))
 }
 
 // beside are the servers of all ports other than S3's. They run until the
@@ -221,6 +221,7 @@ func shortSecrets(clients []config.Client) (names []string) {
 // startDuties starts the background work, which ends with ctx.
 func (s *server) startDuties(ctx context.Context) {
 	go s.keys.Run(ctx)
+	go returnMemory(ctx, func() int { return s.load().Running })
 	s.tryKeys(ctx)
 	s.onSignals(ctx)
 	if s.tenants != nil {

@@ -38,13 +38,15 @@ type server struct {
 
 	adminToken atomic.Pointer[config.Secret]
 	s3         http.Handler
+	open       *connections
+	load       func() s3api.Load
 	tls        *pemfile.Server // nil for plain HTTP
 }
 
 // newServer opens the store and the keys, and creates the S3 API. unixSocket
 // is that of openBackend.
 func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*server, error) {
-	s := &server{configured: cfg.Clients}
+	s := &server{configured: cfg.Clients, open: newConnections(cfg.Limits.MaxConnections)}
 	s.adminToken.Store(&cfg.AdminToken)
 	var err error
 	if s.clients, err = buildClients(cfg, log); err != nil {
@@ -68,7 +70,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		}
 	}
 
-	s.s3 = s3api.New(s3api.Config{
+	api := s3api.New(s3api.Config{
 		Origin:        s.origin,
 		Keys:          s.keys,
 		Clients:       s.clients,
@@ -85,10 +87,14 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		MaxPerClient:  cfg.Limits.MaxConcurrentPerClient,
 		MaxUnsigned:   cfg.Limits.MaxConcurrentUnsigned,
 		MinRate:       cfg.Limits.MinBytesPerSecond,
+		Memory:        requestMemory(memoryLimit(cfg.Limits.Memory)),
+		Admission:     newAdmission(log),
 		Now:           time.Now,
 		Random:        rand.Reader,
 		LocalTLS:      cfg.TLS.EndsOnThisMachine,
 	})
+	s.s3, s.load = api, api.Load
+	s.exportLoad(api)
 
 	return s, nil
 }

@@ -705,6 +705,15 @@ func (d *decoder) checkLimits(l *Limits) {
 		d.fail(&l.MaxConcurrentUnsigned,
 			"limits.max_concurrent_unsigned must be from 0 to max_concurrent_requests; 0 means a sixteenth of that")
 	}
+	if l.Memory != 0 && l.Memory < 64<<20 {
+		d.fail(&l.Memory, "limits.memory must be 64MiB or more; 0 means the limit of GOMEMLIMIT or the control group")
+	}
+	if l.MaxConnections < 0 || l.MaxConnections > 4_000_000 {
+		d.fail(&l.MaxConnections,
+			"limits.max_connections must be from 0 to 4000000; 0 means four times max_concurrent_requests")
+	} else if l.MaxConnections == 0 {
+		l.MaxConnections = 4 * l.MaxConcurrentRequests
+	}
 	if l.MinBytesPerSecond < 1 || l.MinBytesPerSecond > 1_000_000_000 {
 		d.fail(&l.MinBytesPerSecond, "limits.min_bytes_per_second must be from 1 to 1000000000")
 	}

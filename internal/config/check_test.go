@@ -501,6 +501,16 @@ func TestRangeErrors(t *testing.T) {
 		{"negative shutdown_delay", "", "limits: {shutdown_delay: -1s}\n", []string{
 			`19:26: limits.shutdown_delay must not be negative; 0 disables it`,
 		}},
+		{"memory and connections", "", "limits: {memory: 63MiB, max_connections: -1}\n", []string{
+			`19:18: limits.memory must be 64MiB or more; 0 means the limit of GOMEMLIMIT or the control group`,
+			`19:42: limits.max_connections must be from 0 to 4000000; 0 means four times max_concurrent_requests`,
+		}},
+		{"memory without a unit", "", "limits: {memory: 512}\n", []string{
+			`19:18: limits.memory must be a number of bytes such as 512MiB or 2GiB, not "512"`,
+		}},
+		{"too much memory", "", "limits: {memory: 9999999999TiB}\n", []string{
+			`19:18: limits.memory must be a number of bytes such as 512MiB or 2GiB, not "9999999999TiB"`,
+		}},
 		{"limits too large", "", "limits:\n  header_timeout: 11m\n  idle_timeout: 25h\n" +
 			"  max_concurrent_requests: 1000001\n  shutdown_grace: 61m\n", []string{
 			`20:19: limits.header_timeout must be from 100ms to 10m0s`,

@@ -102,7 +102,7 @@ func TestDefaults(t *testing.T) {
 		Log:   config.Log{Level: "info"},
 		Limits: config.Limits{
 			HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-			MaxConcurrentRequests: 1024, MinBytesPerSecond: 1024, ShutdownGrace: 30 * time.Second,
+			MaxConcurrentRequests: 1024, MaxConnections: 4096, MinBytesPerSecond: 1024, ShutdownGrace: 30 * time.Second,
 			ShutdownDelay: 5 * time.Second,
 		},
 	}
@@ -175,6 +175,10 @@ func TestAccepted(t *testing.T) {
 			func(c *config.Config) bool {
 				return c.Limits.ShutdownDelay == 2*time.Second
 			},
+		},
+		{
+			"memory", base + "limits: {memory: 512MiB}\n",
+			func(c *config.Config) bool { return c.Limits.Memory == 512<<20 },
 		},
 		{
 			"shutdown_delay off", base + "limits: {shutdown_delay: 0}\n",

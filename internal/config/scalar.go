@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -15,7 +16,30 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keytemplate"
 )
 
-var durationType = reflect.TypeFor[time.Duration]()
+var (
+	durationType = reflect.TypeFor[time.Duration]()
+	bytesType    = reflect.TypeFor[Bytes]()
+)
+
+// Bytes is a number of bytes. A file has it as in GOMEMLIMIT: a whole number
+// with a unit, such as 512MiB.
+type Bytes int64
+
+// byteUnits are the units of Bytes.
+var byteUnits = map[string]int64{"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+func parseBytes(text string) (Bytes, error) {
+	digits := strings.TrimRight(text, "BKMGTi")
+	unit, ok := byteUnits[text[len(digits):]]
+	if text == "0" {
+		unit, ok = 1, true
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !ok || n < 0 || n > math.MaxInt64/unit {
+		return 0, errors.New("not a number of bytes")
+	}
+	return Bytes(n * unit), nil
+}
 
 // scalar decodes a field that is neither a struct nor a list.
 //
@@ -57,6 +81,10 @@ func set(v reflect.Value, text string, values []string) error {
 		duration, err := time.ParseDuration(text)
 		v.SetInt(int64(duration))
 		return err
+	case v.Type() == bytesType:
+		number, err := parseBytes(text)
+		v.SetInt(int64(number))
+		return err
 	case v.Kind() == reflect.Int:
 		number, err := strconv.Atoi(text)
 		v.SetInt(int64(number))
@@ -87,6 +115,8 @@ func wanted(v reflect.Value, values []string) string {
 		return "one of " + strings.Join(values, ", ")
 	case v.Type() == durationType:
 		return "a duration such as 90s, 5m or 1h30m"
+	case v.Type() == bytesType:
+		return "a number of bytes such as 512MiB or 2GiB"
 	case v.Kind() == reflect.Int:
 		return "a whole number"
 	case v.Kind() == reflect.Float64:

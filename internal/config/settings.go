@@ -533,6 +533,15 @@ type Limits struct {
 	// MaxConcurrentRequests. 0 to MaxConcurrentRequests. 0, the default,
 	// means a sixteenth of that.
 	MaxConcurrentUnsigned int `yaml:"max_concurrent_unsigned"`
+	// Memory is how much memory the process should use; requests that would
+	// need more get SlowDown. 0, or 64MiB or more. 0, the default, means
+	// GOMEMLIMIT, or nine tenths of the limit of the control group, or any
+	// amount if there is neither.
+	Memory Bytes `yaml:"memory"`
+	// MaxConnections limits open connections of the S3 port; further ones
+	// wait. 0 to 4000000. 0, the default, means four times
+	// MaxConcurrentRequests.
+	MaxConnections int `yaml:"max_connections"`
 	// MinBytesPerSecond is the minimum mean rate of a client while the
 	// proxy waits for it, enforced after IdleTimeout of waiting. 1 to
 	// 1000000000, default 1024.

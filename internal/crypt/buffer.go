@@ -41,6 +41,17 @@ func newBuffer(s segmentBytes, stored int64) *buffer {
 	return &buffer{make([]byte, classes[class]), class}
 }
 
+// BufferSize returns how many bytes of buffers the Sealer of size bytes of
+// plaintext holds, unless its segments are longer than usual.
+func BufferSize(size int64) int64 {
+	for _, class := range classes {
+		if class >= StoredSize(size) || class == batchSize {
+			return class
+		}
+	}
+	return batchSize
+}
+
 func (b *buffer) free() { pools[b.class].Put(b) }
 
 // batch returns how many segments of size s fit; 1 if the whole stream is

@@ -6,18 +6,20 @@ import (
 )
 
 // Opener decrypts a window of a body. It returns batches of verified
-// segments.
+// segments. Between calls of Next it holds one buffer: the plaintext that the
+// caller may be slow to pass on.
 type Opener struct {
 	src         io.Reader
 	stream      *stream
 	header      Header
 	window      Window
-	nextSegment int64 // index of the segment to open next
-	lastSegment int64 // index of the window's last segment
-	skip        int   // plaintext bytes to drop before the first one wanted
-	textLeft    int64 // plaintext bytes still wanted
-	buffer      *buffer
-	plain       *plain // nil if a batch is one segment, or there is only one: it is opened in place
+	nextSegment int64   // index of the segment to open next
+	lastSegment int64   // index of the window's last segment
+	skip        int     // plaintext bytes to drop before the first one wanted
+	textLeft    int64   // plaintext bytes still wanted
+	buffer      *buffer // stored bytes; nil between calls unless they are opened in place
+	plain       *plain  // text, unless it is in the buffer
+	closed      bool
 }
 
 // NewOpener returns an Opener for the window w. src must return the stored
@@ -28,17 +30,11 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 		return nil, err
 	}
 
-	o := &Opener{
+	return &Opener{
 		src: src, stream: stream, header: h, window: w,
 		nextSegment: w.first, lastSegment: (w.End - 1) / w.segmentSize.storedSegment(),
 		skip: w.skip(), textLeft: w.length,
-		buffer: newBuffer(w.segmentSize, w.End-w.Start),
-	}
-	if o.buffer.batch(w.segmentSize) > 1 && o.lastSegment > o.nextSegment {
-		o.plain = plainPool.Get().(*plain)
-	}
-
-	return o, nil
+	}, nil
 }
 
 // Next returns the next plaintext bytes, all of them verified: at most 256
@@ -47,10 +43,12 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 // ErrTruncated, ErrTrailing or src's own; after it, the object must not be
 // used any further.
 func (o *Opener) Next() ([]byte, error) {
-	if o.buffer == nil || o.done() {
+	if o.closed || o.done() {
 		return nil, io.EOF
 	}
 
+	o.free()
+	o.buffer = newBuffer(o.window.segmentSize, o.window.End-o.window.Start)
 	segment := o.window.segmentSize.storedSegment()
 	length := min(o.window.End-o.nextSegment*segment, segment*int64(o.buffer.batch(o.window.segmentSize)))
 	stored := o.buffer.bytes[:length]
@@ -77,22 +75,30 @@ func (o *Opener) Next() ([]byte, error) {
 // Close returns the buffers to their pools. Neither the Opener nor the
 // bytes that Next returned may be used afterwards.
 func (o *Opener) Close() {
+	if !o.closed {
+		o.free()
+		o.stream.wipe()
+		o.closed = true
+	}
+}
+
+// free returns the buffers to their pools.
+func (o *Opener) free() {
 	if o.plain != nil {
 		plainPool.Put(o.plain)
 	}
 	if o.buffer != nil {
 		o.buffer.free()
-		o.stream.wipe()
 	}
-
 	o.buffer, o.plain = nil, nil
 }
 
 func (o *Opener) done() bool { return o.nextSegment > o.lastSegment }
 
 func (o *Opener) openBatch(stored []byte) ([]byte, error) {
-	text := stored[:0] // in place
-	if o.plain != nil {
+	text := stored[:0] // in place, if it is one segment
+	if int64(len(stored)) > o.window.segmentSize.storedSegment() {
+		o.plain = plainPool.Get().(*plain)
 		text = o.plain[:0]
 	}
 
@@ -119,6 +125,10 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 		o.nextSegment++
 	}
 
+	if o.plain != nil {
+		o.buffer.free()
+		o.buffer = nil
+	}
 	return text, nil
 }
 

@@ -26,6 +26,7 @@ type Metrics struct {
 
 	registry       *prometheus.Registry
 	requests       *prometheus.CounterVec
+	refusals       *prometheus.CounterVec
 	duration       *prometheus.HistogramVec
 	bytes          *prometheus.CounterVec
 	originDuration *prometheus.HistogramVec
@@ -70,6 +71,10 @@ func New() *Metrics {
 			Name: "cmekproxy_requests_total",
 			Help: "S3 requests, by operation, HTTP status and S3 error code.",
 		}, []string{"operation", "status", "code"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_requests_refused_total",
+			Help: "S3 requests that were refused with 503 SlowDown because there was no room for them, by reason.",
+		}, []string{"reason"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cmekproxy_request_duration_seconds",
 			Help: "Time from the header of a request to the end of its response.", Buckets: seconds,
@@ -122,7 +127,7 @@ func New() *Metrics {
 	}
 
 	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Untagged, m.Unaudited)
-	m.registry.MustRegister(m.requests, m.duration, m.bytes, m.originDuration,
+	m.registry.MustRegister(m.requests, m.refusals, m.duration, m.bytes, m.originDuration,
 		m.originFaults, m.originRetries, m.kmsDuration, m.kmsWaits, m.kmsWaited, m.membersMissing,
 		m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -137,6 +142,10 @@ func (m *Metrics) Request(operation string, status int, code string, took time.D
 	m.bytes.WithLabelValues("in").Add(float64(in))
 	m.bytes.WithLabelValues("out").Add(float64(out))
 }
+
+// Refused records a request that was refused because there was no room for
+// it.
+func (m *Metrics) Refused(reason string) { m.refusals.WithLabelValues(reason).Inc() }
 
 // Origin records a request to the store. status is 0 if there was no
 // response.

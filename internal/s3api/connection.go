@@ -14,6 +14,7 @@ type response struct {
 	bytes int64
 	last  func() // called before the headers are sent; nil for nothing to do
 	close bool   // close the connection after this response
+	begin func() // called when the headers are sent; nil for nothing to do
 
 	mu     sync.Mutex
 	status int
@@ -41,6 +42,10 @@ func (w *response) finish() {
 	if last := w.last; last != nil {
 		w.last = nil
 		last()
+	}
+	if begin := w.begin; begin != nil {
+		w.begin = nil
+		begin()
 	}
 	if w.close && w.bytes == 0 {
 		w.Header().Set("Connection", "close")

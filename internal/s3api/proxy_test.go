@@ -78,6 +78,7 @@ type proxy struct {
 	t        testing.TB
 	url      string
 	server   *httptest.Server
+	api      *s3api.Server
 	origin   *tap
 	keys     *keyring.Keyring
 	cache    *dekcache.Cache
@@ -162,7 +163,8 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	}
 
 	cfg.Keys = p.keys
-	p.server = httptest.NewUnstartedServer(s3api.New(cfg))
+	p.api = s3api.New(cfg)
+	p.server = httptest.NewUnstartedServer(p.api)
 	p.server.Config.DisableGeneralOptionsHandler = true
 	p.server.Config.ConnContext = s3api.ConnContext
 	p.server.Start()

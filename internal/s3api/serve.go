@@ -42,6 +42,8 @@ type Config struct {
 	MaxConcurrent int           // concurrent requests; more get 503 SlowDown
 	MaxPerClient  int           // concurrent requests of one client; 0: three quarters of MaxConcurrent
 	MaxUnsigned   int           // concurrent requests that are not authenticated; 0: MaxConcurrent/16
+	Memory        int64         // bytes that requests may hold together; more get 503 SlowDown; 0: no limit
+	Admission     Admission     // limits concurrent requests further; nil for no further limits
 	MinRate       int64         // bytes per second that a client must move while the proxy waits for it; 0: no minimum
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
@@ -55,6 +57,15 @@ type Config struct {
 	Capabilities func(ctx context.Context, bucket string, needed ...capability.Capability) capability.Set
 }
 
+// Admission knows how much the proxy has to do.
+type Admission interface {
+	// Saturated reports whether the CPU is saturated.
+	Saturated() bool
+	// Refuse counts a refusal, and returns how long to wait before it is
+	// answered.
+	Refuse(now time.Time, reason string) (wait time.Duration)
+}
+
 // Server is the http.Handler of the S3 port.
 type Server struct {
 	Config
@@ -66,6 +77,7 @@ type Server struct {
 	signingKeys *sigv4.SigningKeys
 
 	fast, slow, unsigned *pool
+	budget               *budget
 	trusted              trust         // the proxy's credentials at the store
 	formBuffers          chan struct{} // has an element for each form that is in memory: postform.go
 
@@ -94,6 +106,10 @@ func New(cfg Config) *Server {
 
 // ServeHTTP serves one S3 request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.refuseEarly(w, r) {
+		return
+	}
+
 	parent := r.Context()
 	poisoned := parent.Err() != nil // by a deadline of the previous request; see idle
 	if poisoned {

@@ -1,6 +1,8 @@
 package s3api
 
 import (
+	"net/http"
+	"runtime"
 	"sync"
 	"time"
 
@@ -18,6 +20,11 @@ import (
 // So unsigned requests cannot block clients, and slow clients cannot block
 // fast ones. No client can block another one, because each client has only a
 // share of each pool.
+//
+// While the CPU is saturated, the fast pool has fewer slots for requests that
+// are young: their response has not begun, and they are less than a second
+// old. Others are transfers, which the pace of clients and store limits. So a
+// limit need not be set for the CPU, and a slow store does not count as load.
 
 const (
 	// slowAfter is the interval at which the pace of a request is checked.
@@ -33,11 +40,39 @@ const (
 type pool struct {
 	size  int
 	share func() int // limit for one client
+	// crowd is how many young requests may run while the CPU is saturated. 0
+	// means as many as otherwise.
+	crowd     int
+	saturated func() bool
 
-	mu   sync.Mutex
-	used int
-	of   map[string]int // slots by name of the holder
+	mu    sync.Mutex
+	used  int
+	young int
+	of    map[string]*holding // by name of the holder
 }
+
+// age is that of a request. Requests begin young, except long uploads.
+type age int
+
+const (
+	young age = iota
+	old
+)
+
+// longUpload is the length in bytes from which an upload is a transfer from
+// its beginning.
+const longUpload = 1 << 20
+
+// ageOf returns the age at which a request begins.
+func ageOf(r *http.Request) age {
+	if r.ContentLength > longUpload {
+		return old
+	}
+	return young
+}
+
+// holding are the slots of a holder.
+type holding struct{ used, young int }
 
 // holder is who holds slots: a client, or clients that share a limit.
 type holder struct {
@@ -54,33 +89,95 @@ func holderOf(c *access.Client) holder {
 }
 
 func newPool(size int, share func() int) *pool {
-	return &pool{size: size, share: share, of: make(map[string]int)}
+	return &pool{size: size, share: share, of: make(map[string]*holding)}
 }
 
-// acquire takes a slot, and reports whether one was free.
-func (p *pool) acquire(h holder) bool {
-	most := p.share()
-	if h.most > 0 {
-		most = min(most, h.most)
-	}
-
+// acquire takes a slot. It returns why there is none, or "".
+func (p *pool) acquire(h holder, at age) refusal {
+	most := p.most(h)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.used >= p.size || p.of[h.name] >= most {
-		return false
+	if why := p.refusal(h, most, at); why != "" {
+		return why
+	}
+
+	own := p.of[h.name]
+	if own == nil {
+		own = &holding{}
+		p.of[h.name] = own
 	}
 	p.used++
-	p.of[h.name]++
-	return true
+	own.used++
+	if at == young {
+		p.young++
+		own.young++
+	}
+	return ""
 }
 
-func (p *pool) release(h holder) {
+// full returns why acquire would find no slot, or "".
+func (p *pool) full(h holder, at age) refusal {
+	most := p.most(h)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.refusal(h, most, at)
+}
+
+func (p *pool) most(h holder) int {
+	if h.most > 0 {
+		return min(p.share(), h.most)
+	}
+	return p.share()
+}
+
+// refusal returns why a holder may not have one more slot, or "". While the
+// CPU is saturated, each client has an equal part of the crowd. What is left
+// of it is for any client that has not used up its share.
+func (p *pool) refusal(h holder, most int, at age) refusal {
+	own := holding{}
+	others := len(p.of)
+	if held := p.of[h.name]; held != nil {
+		own = *held
+		others--
+	}
+
+	switch {
+	case p.used >= p.size:
+		return noSlot
+	case own.used >= most:
+		return noShare
+	case p.crowd == 0 || at == old || own.young < max(1, p.crowd/(others+1)):
+		return ""
+	case p.young < p.crowd && own.young < max(1, p.crowd*most/p.size):
+		return ""
+	case p.saturated():
+		return noCPU
+	default:
+		return ""
+	}
+}
+
+func (p *pool) release(h holder, at age) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	own := p.of[h.name]
 	p.used--
-	if p.of[h.name]--; p.of[h.name] == 0 {
+	own.used--
+	if at == young {
+		p.young--
+		own.young--
+	}
+	if own.used == 0 {
 		delete(p.of, h.name)
 	}
+}
+
+// age counts a request as no longer young.
+func (p *pool) age(h holder) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.young--
+	p.of[h.name].young--
 }
 
 // nearlyFull reports whether at least seven eighths of the slots are in use.
@@ -95,8 +192,10 @@ type slot struct {
 	mu     sync.Mutex
 	pool   *pool // nil for none
 	holder holder
+	age    age
 	timer  *time.Timer // runs watchPace; nil while the pace is not watched
 	left   bool
+	memory reservation
 
 	pace, floor window // to find calls that are slow, and calls that are below MinRate
 }
@@ -121,11 +220,26 @@ func (s *slot) held() bool {
 }
 
 // move replaces the slot that is held with one that was acquired.
-func (s *slot) move(to *pool, h holder) {
+func (s *slot) move(to *pool, h holder, at age) {
 	if s.pool != nil {
-		s.pool.release(s.holder)
+		s.pool.release(s.holder, s.age)
 	}
-	s.pool, s.holder = to, h
+	s.pool, s.holder, s.age = to, h, at
+}
+
+// begun makes the request count as no longer young, because its response has
+// begun: from now on, the client sets the pace.
+func (s *slot) begun() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.grow()
+}
+
+func (s *slot) grow() {
+	if s.pool != nil && s.age == young {
+		s.pool.age(s.holder)
+		s.age = old
+	}
 }
 
 // pools creates the pools of a server.
@@ -136,6 +250,46 @@ func (s *Server) pools() {
 	}
 	s.fast, s.slow = newPool(s.MaxConcurrent, s.share), newPool(s.MaxConcurrent, s.share)
 	s.unsigned = newPool(strangers, func() int { return strangers })
+	s.budget = &budget{size: s.Memory, of: make(map[string]int64)}
+	if s.Admission != nil {
+		s.fast.crowd, s.fast.saturated = crowdOf*runtime.GOMAXPROCS(0), s.Admission.Saturated
+	}
+}
+
+// crowdOf is the number of young requests for each CPU that may run even if
+// it is saturated. They keep it busy although each waits for the store, too.
+const crowdOf = 16
+
+// Load is what the server has to do at the moment, and how much it takes on.
+type Load struct {
+	Running     int   // authenticated requests
+	Young       int   // those whose response has not begun, and that are less than a second old
+	YoungLimit  int   // more are refused
+	Memory      int64 // bytes that running requests may hold
+	MemoryLimit int64 // requests that need more are refused; 0 for no limit
+}
+
+// Load returns the load at the moment.
+func (s *Server) Load() Load {
+	l := Load{Running: s.slow.count(), YoungLimit: s.fast.size, MemoryLimit: s.budget.size}
+	s.budget.mu.Lock()
+	l.Memory = s.budget.used
+	s.budget.mu.Unlock()
+
+	s.fast.mu.Lock()
+	defer s.fast.mu.Unlock()
+	l.Running += s.fast.used
+	l.Young = s.fast.young
+	if s.fast.crowd > 0 && s.fast.saturated() {
+		l.YoungLimit = min(s.fast.crowd, s.fast.size)
+	}
+	return l
+}
+
+func (p *pool) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.used
 }
 
 // share returns the number of slots of a pool that one client may hold. A
@@ -151,16 +305,26 @@ func (s *Server) share() int {
 	}
 }
 
-// enter exchanges the call's slot for one of p. If none is free, the call
-// must not cause a request to the store.
+// enter exchanges the call's slot for one of p, with the memory that the call
+// may hold. If there is none, the call must not cause a request to the store.
 func (s *Server) enter(c *call, p *pool, h holder) error {
-	if !p.acquire(h) {
-		c.w.last = nil
-		return errBusy()
+	need, at := reservation{h.name, c.memory()}, ageOf(c.Request)
+	why := p.acquire(h, at)
+	if why == "" && !s.budget.reserve(need, p.most(h), p.size) {
+		p.release(h, at)
+		why = noMemory
 	}
+	if why != "" {
+		c.w.last = nil
+		return s.refused(c.Context(), why)
+	}
+
 	c.slot.mu.Lock()
 	defer c.slot.mu.Unlock()
-	c.slot.move(p, h)
+	c.slot.move(p, h, at)
+	s.budget.free(c.slot.memory)
+	c.slot.memory = need
+	c.w.begin = c.slot.begun
 	if p == s.fast && c.slot.timer == nil {
 		c.slot.timer = time.AfterFunc(slowAfter, func() { s.watchPace(c) })
 	}
@@ -178,7 +342,8 @@ func (s *Server) leave(c *call) {
 	if c.slot.timer != nil {
 		c.slot.timer.Stop()
 	}
-	c.slot.move(nil, holder{})
+	c.slot.move(nil, holder{}, old)
+	s.budget.free(c.slot.memory)
 }
 
 // watchPace checks the pace of a call at regular intervals. Time spent
@@ -196,6 +361,7 @@ func (s *Server) checkPace(c *call) error {
 		return nil
 	}
 	c.slot.timer.Reset(slowAfter)
+	c.slot.grow()
 
 	var now window
 	now.moved, now.waited = c.idle.pace()
@@ -210,8 +376,8 @@ func (s *Server) checkPace(c *call) error {
 		return errIdle
 	case lately.waited < slowAfter/2 || !lately.below(slowRate) || c.slot.pool != s.fast:
 		return nil
-	case s.slow.acquire(c.slot.holder):
-		c.slot.move(s.slow, c.slot.holder)
+	case s.slow.acquire(c.slot.holder, old) == "":
+		c.slot.move(s.slow, c.slot.holder, old)
 	case s.fast.nearlyFull():
 		return errBusy()
 	}
@@ -223,8 +389,4 @@ func (s *Server) checkPace(c *call) error {
 func (c *call) within(limit time.Duration) (stop func()) {
 	timer := time.AfterFunc(limit, func() { c.cut(errIdle) })
 	return func() { timer.Stop() }
-}
-
-func errBusy() *Error {
-	return &Error{Code: "SlowDown", Message: "Please reduce your request rate.", RetryAfter: retryAfter}
 }
