@@ -62,4 +62,25 @@ sed 's/stop_grace_period/stop_grace_time/' deploy/compose/compose.yaml >"$work/w
 refused "a misspelt setting" compose "$work/wrong.yaml"
 sed 's/stop_grace_period: 40s/stop_grace_period: [40s]/' deploy/compose/compose.yaml >"$work/wrong.yaml"
 refused "a list for a duration" compose "$work/wrong.yaml"
+echo "== cmekproxy check, with the store of compose.yaml"
+versitygw=$PWD/.cache/e2e/bin/versitygw # e2e/run.sh has the same
+[ -x "$versitygw" ] || GOBIN=$(dirname "$versitygw") go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+CGO_ENABLED=0 go build -tags nodev -trimpath -o bin/cmekproxy-nodev ./cmd/proxy
+run=$(mktemp -d) port=$((20000 + RANDOM % 10000))
+mkdir -p "$run/objects/photos"
+export ORIGIN_SECRET_KEY=a-secret-of-the-store APP_SECRET_KEY=a-secret-of-the-client
+ROOT_ACCESS_KEY=store ROOT_SECRET_KEY=$ORIGIN_SECRET_KEY "$versitygw" --port "127.0.0.1:$port" --quiet \
+  posix "$run/objects" >"$run/store.log" 2>&1 &
+store=$!
+trap 'kill "$store"; rm -rf "$run"' EXIT
+sed "s|http://store:7070|http://127.0.0.1:$port|; s|/keys/|$run/|" deploy/compose/config.yaml >"$run/config.yaml"
+sed -i "s|0.0.0.0:9000|127.0.0.1:$((port + 1))|; s|0.0.0.0:9002|127.0.0.1:$((port + 2))|" "$run/config.yaml"
+echo "admin_listen: 127.0.0.1:$((port + 3))" >>"$run/config.yaml"
+bin/cmekproxy-nodev keys new "$run/customer.key" >/dev/null
+for _ in {1..100}; do
+  (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
+  sleep 0.1
+done
+bin/cmekproxy-nodev check --config "$run/config.yaml" --bucket photos
+refused "a wrong secret" env ORIGIN_SECRET_KEY=another bin/cmekproxy-nodev check --config "$run/config.yaml"
 echo "deploy: all valid"

@@ -1,7 +1,6 @@
 # Sourced by check.sh and helm/test.sh, with the top of the repository as the
 # working directory: the vendors' tools, and what both scripts do with them.
 bin=$PWD/.cache/bin work=$PWD/.cache/deploy
-kubernetes=v1.34.1
 
 # tool NAME PACKAGE MODULE VERSION installs a program, unless that version is there.
 tool() {
@@ -13,22 +12,24 @@ tool() {
   fi
 }
 
+# module MODULE@VERSION prints the directory of a module, which it downloads.
+module() {
+  go mod download -json "$1" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p'
+}
+
 # schemas makes the schemas of the kinds of Kubernetes from its own description.
 schemas() {
   tool kubeconform github.com/yannh/kubeconform/cmd/kubeconform github.com/yannh/kubeconform v0.8.0
-  if [ ! -d "$work/schemas-$kubernetes" ]; then
-    local module
-    module=$(go mod download -json "k8s.io/kubernetes@$kubernetes" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
-    mkdir -p "$work/schemas.new"
-    go run ./deploy/internal/k8sschema "$module/api/openapi-spec/swagger.json" "$work/schemas.new"
-    mv "$work/schemas.new" "$work/schemas-$kubernetes"
-  fi
+  mkdir -p "$work/schemas"
+  [ "$work/schemas/service-v1.json" -nt deploy/tools.sh ] ||
+    go run ./deploy/internal/k8sschema "$work/schemas" \
+      "$(module k8s.io/kubernetes@v1.34.1)/api/openapi-spec/swagger.json"
 }
 
 # conform MANIFEST... validates manifests; unknown fields and kinds are errors.
 conform() {
   "$bin/kubeconform" -strict -summary \
-    -schema-location "$work/schemas-$kubernetes/{{.ResourceKind}}{{.KindSuffix}}.json" "$@"
+    -schema-location "$work/schemas/{{.ResourceKind}}{{.KindSuffix}}.json" "$@"
 }
 
 # refused WHAT COMMAND... fails if the command accepts what is wrong.
@@ -39,5 +40,7 @@ refused() {
     echo "deploy: accepted, but it is wrong: $what"
     exit 1
   fi
-  echo "refused, as it should be: $what: $(head -n 1 <<<"$output" | sed 's/.*failed with .*#. - //' | cut -c 1-160)"
+  echo "refused, as it should be: $what: $(
+    tr '\n' ' ' <<<"$output" | sed "s/.*failed with [^ ]* - //; s/.*chart(s): //" | cut -c 1-160
+  )"
 }

@@ -1,13 +1,16 @@
-// K8sschema makes JSON schemas for kubeconform from the OpenAPI document of
-// Kubernetes, which is in its repository and Go module as
-// api/openapi-spec/swagger.json.
+// K8sschema makes JSON schemas for kubeconform from what describes kinds of
+// Kubernetes.
 //
-//	k8sschema SWAGGER DIR
+//	k8sschema DIR SOURCE...
+//
+// A source is the OpenAPI document of Kubernetes, which is in its repository
+// and Go module as api/openapi-spec/swagger.json, or a YAML file with a
+// CustomResourceDefinition.
 //
 // It writes DIR/KIND-GROUP-VERSION.json for each kind, in lower case, with the
 // first label of the group only, and without "-GROUP" for the core group. That
 // is the template '{{.ResourceKind}}{{.KindSuffix}}.json' of kubeconform. The
-// schemas are strict: they refuse fields that the document does not name.
+// schemas are strict: they refuse fields that the source does not name.
 package main
 
 import (
@@ -18,6 +21,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"go.yaml.in/yaml/v4"
 )
 
 func main() {
@@ -30,7 +35,7 @@ func main() {
 // schema is a JSON schema, or a part of one.
 type schema = map[string]any
 
-// definition is a type of the document. kinds are those that it defines.
+// definition is a type of a source. kinds are those that it defines.
 type definition struct {
 	schema
 	kinds []kind
@@ -39,41 +44,47 @@ type definition struct {
 type kind struct{ Group, Version, Kind string }
 
 func run(args []string) error {
-	const operands = 2
-	if len(args) != operands {
-		return errors.New("usage: k8sschema SWAGGER DIR")
+	if len(args) < 2 { //nolint:mnd // a directory, and a source
+		return errors.New("too few operands: give a directory and at least one source")
 	}
 
-	definitions, err := readDefinitions(args[0])
-	if err != nil {
-		return err
-	}
-	written := 0
-	for _, d := range definitions {
-		if len(d.kinds) != 1 {
-			continue // no kind, or one that all groups share, such as DeleteOptions
+	for _, source := range args[1:] {
+		readDefinitions := readOpenAPI
+		if filepath.Ext(source) != ".json" {
+			readDefinitions = readCustom
 		}
-		if err := write(filepath.Join(args[1], fileName(d.kinds[0])), d, definitions); err != nil {
-			return err
+		definitions, err := readDefinitions(source)
+		if err != nil {
+			return fmt.Errorf("%s: %w", source, err)
 		}
-		written++
-	}
-	if written == 0 {
-		return fmt.Errorf("%s defines no kind: give the swagger.json of Kubernetes", args[0])
+
+		written := 0
+		for _, d := range definitions {
+			if len(d.kinds) != 1 {
+				continue // no kind, or one that all groups share, such as DeleteOptions
+			}
+			if err := write(filepath.Join(args[0], fileName(d.kinds[0])), d, definitions); err != nil {
+				return err
+			}
+			written++
+		}
+		if written == 0 {
+			return fmt.Errorf("%s defines no kind: give swagger.json or a CustomResourceDefinition", source)
+		}
 	}
 	return nil
 }
 
-func readDefinitions(path string) (map[string]definition, error) {
+func readOpenAPI(path string) (map[string]definition, error) {
 	text, err := os.ReadFile(path) //nolint:gosec // the path is an operand
 	if err != nil {
-		return nil, fmt.Errorf("reading the OpenAPI document: %w", err)
+		return nil, err
 	}
 	var document struct {
 		Definitions map[string]schema `json:"definitions"`
 	}
 	if err := json.Unmarshal(text, &document); err != nil {
-		return nil, fmt.Errorf("parsing %s: %w", path, err)
+		return nil, err
 	}
 
 	definitions := make(map[string]definition)
@@ -87,6 +98,37 @@ func readDefinitions(path string) (map[string]definition, error) {
 			s["type"] = []string{"string", "number"} // the server takes "1" and 1
 		}
 		definitions[name] = definition{s, kinds}
+	}
+	return definitions, nil
+}
+
+// readCustom reads a CustomResourceDefinition.
+func readCustom(path string) (map[string]definition, error) {
+	text, err := os.ReadFile(path) //nolint:gosec // the path is an operand
+	if err != nil {
+		return nil, err
+	}
+	var document struct {
+		Spec struct {
+			Group    string
+			Names    struct{ Kind string }
+			Versions []struct {
+				Name   string
+				Schema struct {
+					OpenAPI schema `yaml:"openAPIV3Schema"`
+				}
+			}
+		}
+	}
+	if err := yaml.Unmarshal(text, &document); err != nil {
+		return nil, err
+	}
+
+	definitions := make(map[string]definition)
+	for _, v := range document.Spec.Versions {
+		strict(v.Schema.OpenAPI)
+		kinds := []kind{{document.Spec.Group, v.Name, document.Spec.Names.Kind}}
+		definitions[v.Name] = definition{v.Schema.OpenAPI, kinds}
 	}
 	return definitions, nil
 }
@@ -105,17 +147,18 @@ func kindsOf(s schema) ([]kind, error) {
 // strict changes a schema and all within it: objects with named fields take no
 // others, and int-or-string means what it says.
 func strict(s schema) {
-	if s["format"] == "int-or-string" {
+	if s["format"] == "int-or-string" { // of OpenAPI 2
 		s["type"] = []string{"integer", "string"}
 		delete(s, "format")
 	}
 	fields, named := s["properties"].(schema)
-	if _, open := s["additionalProperties"]; named && !open {
+	_, open := s["additionalProperties"]
+	if _, any := s["x-kubernetes-preserve-unknown-fields"]; named && !open && !any {
 		s["additionalProperties"] = false
 	}
 
 	for _, field := range fields {
-		strict(field.(schema)) //nolint:forcetypeassert // so is each schema of OpenAPI 2
+		strict(field.(schema)) //nolint:forcetypeassert // each is a schema
 	}
 	for _, inner := range []string{"items", "additionalProperties"} {
 		if inner, ok := s[inner].(schema); ok {
