@@ -23,6 +23,16 @@ for name in base sidecar; do
 done
 conform "$work/base.yaml" "$work/sidecar.yaml"
 DEPLOY_RENDERED=$work/base.yaml:$work/sidecar.yaml go test -count=1 -run 'TestManifests$' ./deploy
+# The overlay of README.md, with a configuration of its own.
+mkdir -p "$work/overlay"
+sed -n '/^```yaml/,/^```/p' deploy/README.md | sed '/^```/d' | sed "s|\.\./base|../../../deploy/kubernetes/base|" \
+  >"$work/overlay/kustomization.yaml"
+sed 's/photos/reports/' deploy/kubernetes/base/config.yaml >"$work/overlay/config.yaml"
+"$bin/kustomize" build "$work/overlay" >"$work/overlay.yaml"
+conform "$work/overlay.yaml"
+for text in 'image: YOUR-REGISTRY/cmekproxy:0.1.0' 'namespace: storage' 'buckets: [reports]'; do
+  grep -qF "$text" "$work/overlay.yaml" || { echo "deploy: the overlay of README.md makes no $text"; exit 1; }
+done
 sed 's/readinessProbe:/readynessProbe:/' "$work/base.yaml" >"$work/wrong.yaml"
 refused "a misspelt field" conform "$work/wrong.yaml"
 sed 's/kind: PodDisruptionBudget/kind: PodDisruptionsBudget/' "$work/base.yaml" >"$work/wrong.yaml"
