@@ -23,6 +23,7 @@ for name in base sidecar; do
 done
 conform "$work/base.yaml" "$work/sidecar.yaml"
 DEPLOY_RENDERED=$work/base.yaml:$work/sidecar.yaml go test -count=1 -run 'TestManifests$' ./deploy
+# shellcheck disable=SC2016 # the fences of a block of code
 # The overlay of README.md, with a configuration of its own.
 mkdir -p "$work/overlay"
 sed -n '/^```yaml/,/^```/p' deploy/README.md | sed '/^```/d' | sed "s|\.\./base|../../../deploy/kubernetes/base|" \
@@ -75,7 +76,7 @@ refused "a list for a duration" compose "$work/wrong.yaml"
 echo "== cmekproxy check, with the store of compose.yaml"
 versitygw=$PWD/.cache/e2e/bin/versitygw # e2e/run.sh has the same
 [ -x "$versitygw" ] || GOBIN=$(dirname "$versitygw") go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
-CGO_ENABLED=0 go build -tags nodev -trimpath -o bin/cmekproxy-nodev ./cmd/proxy
+CGO_ENABLED=0 go build -tags nodev -trimpath -o "$work/cmekproxy" ./cmd/proxy
 run=$(mktemp -d) port=$((20000 + RANDOM % 10000))
 mkdir -p "$run/objects/photos"
 export ORIGIN_SECRET_KEY=a-secret-of-the-store APP_SECRET_KEY=a-secret-of-the-client
@@ -86,11 +87,11 @@ trap 'kill "$store"; rm -rf "$run"' EXIT
 sed "s|http://store:7070|http://127.0.0.1:$port|; s|/keys/|$run/|" deploy/compose/config.yaml >"$run/config.yaml"
 sed -i "s|0.0.0.0:9000|127.0.0.1:$((port + 1))|; s|0.0.0.0:9002|127.0.0.1:$((port + 2))|" "$run/config.yaml"
 echo "admin_listen: 127.0.0.1:$((port + 3))" >>"$run/config.yaml"
-bin/cmekproxy-nodev keys new "$run/customer.key" >/dev/null
+"$work/cmekproxy" keys new "$run/customer.key" >/dev/null
 for _ in {1..100}; do
   (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
   sleep 0.1
 done
-bin/cmekproxy-nodev check --config "$run/config.yaml" --bucket photos
-refused "a wrong secret" env ORIGIN_SECRET_KEY=another bin/cmekproxy-nodev check --config "$run/config.yaml"
+"$work/cmekproxy" check --config "$run/config.yaml" --bucket photos
+refused "a wrong secret" env ORIGIN_SECRET_KEY=another "$work/cmekproxy" check --config "$run/config.yaml"
 echo "deploy: all valid"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by check.sh and helm/test.sh, with the top of the repository as the
 # working directory: the vendors' tools, and what both scripts do with them.
 bin=$PWD/.cache/bin work=$PWD/.cache/deploy
