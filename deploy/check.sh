@@ -23,9 +23,9 @@ for name in base sidecar; do
 done
 conform "$work/base.yaml" "$work/sidecar.yaml"
 DEPLOY_RENDERED=$work/base.yaml:$work/sidecar.yaml go test -count=1 -run 'TestManifests$' ./deploy
-# shellcheck disable=SC2016 # the fences of a block of code
 # The overlay of README.md, with a configuration of its own.
 mkdir -p "$work/overlay"
+# shellcheck disable=SC2016 # these are the fences of a block of code
 sed -n '/^```yaml/,/^```/p' deploy/README.md | sed '/^```/d' | sed "s|\.\./base|../../../deploy/kubernetes/base|" \
   >"$work/overlay/kustomization.yaml"
 sed 's/photos/reports/' deploy/kubernetes/base/config.yaml >"$work/overlay/config.yaml"

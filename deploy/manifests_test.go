@@ -108,10 +108,10 @@ func TestManifestsDiffer(t *testing.T) {
 		},
 		"readiness too slow": {"base", "periodSeconds: 2", "periodSeconds: 5", "readiness fails after 10s"},
 		"probe of another port": {
-			"base", "path: /readyz, port: metrics", "path: /readyz, port: s3", "port 9000, but health_listen is 0.0.0.0:9002",
+			"base", "path: /readyz, port: metrics", "path: /readyz, port: s3", "port 9000, but health_listen is :9002",
 		},
 		"probe of another path": {"base", "/healthz", "/health", "path /health"},
-		"health on loopback":    {"base", "listen: 0.0.0.0:9002", "listen: 127.0.0.1:9002", "cannot reach 127.0.0.1:9002"},
+		"health on loopback":    {"base", `listen: ":9002"`, `listen: "127.0.0.1:9002"`, "cannot reach 127.0.0.1:9002"},
 		"no mount": {
 			"base", "app-secret-key", "../other/app-secret-key", "/etc/cmekproxy/other/app-secret-key is in no volume",
 		},

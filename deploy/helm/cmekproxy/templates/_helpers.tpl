@@ -29,8 +29,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- /* The configuration: that of the values, and what the chart sets. */ -}}
 {{- define "cmekproxy.config" -}}
 {{- $chart := dict
-  "listen" "0.0.0.0:9000" "admin_listen" "127.0.0.1:9001"
-  "health_listen" "0.0.0.0:9002" "metrics_listen" "0.0.0.0:9002"
+  "listen" ":9000" "admin_listen" "127.0.0.1:9001"
+  "health_listen" ":9002" "metrics_listen" ":9002"
   "limits" (dict
     "shutdown_delay" (printf "%ds" (int .Values.shutdownDelaySeconds))
     "shutdown_grace" (printf "%ds" (int .Values.shutdownGraceSeconds))) }}
