@@ -43,9 +43,18 @@ for text in eks.amazonaws.com/role-arn: 'memory: 1800Mi' 'secretName: s3-cmekpro
   grep -qF "$text" "$work/helm-full.yaml" || { echo "deploy: full makes no $text"; exit 1; }
 done
 
+# Alert rules from a file.
+sed -n '/^  groups:/,/^[a-z]/p' "$values/full.yaml" | sed '/^[a-z]/d; s/^  //; s/KeyRevoked/FromFile/' >"$work/rules.yaml"
+rule() { render "$values/full.yaml" --set prometheusRule.groups=null --set-file "prometheusRule.file=$1"; }
+rule "$work/rules.yaml" >"$work/helm-rules.yaml"
+conform "$work/helm-rules.yaml"
+grep -qF 'alert: CmekproxyFromFile' "$work/helm-rules.yaml" || { echo "deploy: the file of rules is not used"; exit 1; }
+refused "a file without rules" rule LICENSE
+
 refused "no configuration" helm template s3 "$chart"
 for wrong in replica=3 config.listen=0.0.0.0:1 config.limits.shutdown_grace=1s tls.certManager.enabled=true \
-  prometheusRule.enabled=true memoryMiB=64 service.type=Other networkPolicy.clients=null; do
+  prometheusRule.enabled=true memoryMiB=64 service.type=Other networkPolicy.clients=null \
+  shutdownDelaySeconds=61; do
   refused "$wrong" render "$values/small.yaml" --set "$wrong"
 done
 sed 's/seccompProfile/secompProfile/' "$work/helm-full.yaml" >"$work/wrong.yaml"

@@ -28,6 +28,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- /* The configuration: that of the values, and what the chart sets. */ -}}
 {{- define "cmekproxy.config" -}}
+{{- if gt (int .Values.shutdownDelaySeconds) (int .Values.shutdownGraceSeconds) }}
+{{- fail "shutdownDelaySeconds is part of shutdownGraceSeconds, and must not be longer" }}
+{{- end }}
 {{- $chart := dict
   "listen" ":9000" "admin_listen" "127.0.0.1:9001"
   "health_listen" ":9002" "metrics_listen" ":9002"
