@@ -61,8 +61,32 @@ func wantMisspellingRefused(t *testing.T, path, text string) {
 	}
 }
 
+// TestCredentialsDirectory reads a secret as README.md says for systemd.
+func TestCredentialsDirectory(t *testing.T) {
+	if !strings.Contains(read(t, "README.md"), "file:${CREDENTIALS_DIRECTORY}/NAME") {
+		t.Error("README.md does not have the form that is tested here")
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "app-secret-key"), []byte("a-secret-of-the-client\n"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(read(t, "examples/aws-kms.yaml"), "/etc/cmekproxy/secrets/", "${CREDENTIALS_DIRECTORY}/")
+
+	for name, row := range map[string]struct {
+		dir string
+		ok  bool
+	}{"of the service": {dir, true}, "of another service": {t.TempDir(), false}} {
+		t.Run(name, func(t *testing.T) {
+			c, err := config.Parse("config.yaml", []byte(text), func(string) (string, bool) { return row.dir, true })
+			if ok := err == nil && c.Clients[0].SecretKey == "a-secret-of-the-client"; ok != row.ok {
+				t.Errorf("read the secret: %v, want %v; %v", ok, row.ok, err)
+			}
+		})
+	}
+}
+
 // serverPath matches the paths that a configuration names on a server.
-var serverPath = regexp.MustCompile(`/(?:etc/cmekproxy|run/credentials)/[a-z0-9./-]+`)
+var serverPath = regexp.MustCompile(`/etc/cmekproxy/[a-z0-9./-]+`)
 
 // parse parses a configuration, whose files are made in a temporary directory
 // and whose environment variables are set.
