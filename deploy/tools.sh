@@ -7,7 +7,7 @@ bin=$PWD/.cache/bin work=$PWD/.cache/deploy
 tool() {
   if ! go version -m "$bin/$1" 2>/dev/null | grep -qF "$3	$4"; then
     echo "installing $1 $4 into .cache/bin"
-    mkdir -p "$work/gobin"
+    mkdir -p "$bin" "$work/gobin"
     GOBIN=$work/gobin go install "$2@$4"
     mv "$work/gobin/$(basename "${2%/v[0-9]}")" "$bin/$1"
   fi
