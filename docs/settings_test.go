@@ -43,7 +43,7 @@ func publicNames(t *testing.T, kind string) []string {
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	texts := make(map[string]string)
-	for _, pattern := range []string{"*.md", "adr/*.md", "../*.md", "../contrib/*/README.md", "../config.example.yaml"} {
+	for _, pattern := range []string{"*.md", "adr/*.md", "../*.md", "../contrib/*/README.md", "../deploy/README.md", "../config.example.yaml"} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -194,7 +194,7 @@ func TestDocumentsNameExistingFlags(t *testing.T) {
 var (
 	link     = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	heading  = regexp.MustCompile(`(?m)^#{1,6} (.+)$`)
-	repoPath = regexp.MustCompile(`^(?:internal|cmd|docs|e2e|bench|contrib)/[A-Za-z0-9_./-]+$`)
+	repoPath = regexp.MustCompile(`^(?:internal|cmd|docs|e2e|bench|contrib|deploy)/[A-Za-z0-9_./-]+$`)
 )
 
 // anchors returns the anchors of a document's headings, as GitHub makes them.

@@ -257,8 +257,10 @@ func (s *Server) pools() {
 }
 
 // crowdOf is the number of young requests for each CPU that may run even if
-// it is saturated. They keep it busy although each waits for the store, too.
-const crowdOf = 16
+// it is saturated. A few are enough to keep it busy. But one tool may send a
+// hundred requests at a time and not repeat what is refused, and it waits only
+// some milliseconds for each of them.
+const crowdOf = 64
 
 // Load is what the server has to do at the moment, and how much it takes on.
 type Load struct {

@@ -1,0 +1,47 @@
+# shellcheck shell=bash
+# Sourced by check.sh and helm/test.sh, with the top of the repository as the
+# working directory: the vendors' tools, and what both scripts do with them.
+bin=$PWD/.cache/bin work=$PWD/.cache/deploy
+
+# tool NAME PACKAGE MODULE VERSION installs a program, unless that version is there.
+tool() {
+  if ! go version -m "$bin/$1" 2>/dev/null | grep -qF "$3	$4"; then
+    echo "installing $1 $4 into .cache/bin"
+    mkdir -p "$bin" "$work/gobin"
+    GOBIN=$work/gobin go install "$2@$4"
+    mv "$work/gobin/$(basename "${2%/v[0-9]}")" "$bin/$1"
+  fi
+}
+
+# module MODULE@VERSION prints the directory of a module, which it downloads.
+module() {
+  go mod download -json "$1" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p'
+}
+
+# schemas makes the schemas of the kinds of Kubernetes from its own description.
+schemas() {
+  tool kubeconform github.com/yannh/kubeconform/cmd/kubeconform github.com/yannh/kubeconform v0.8.0
+  mkdir -p "$work/schemas"
+  [ "$work/schemas/service-v1.json" -nt deploy/tools.sh ] ||
+    go run ./deploy/internal/k8sschema "$work/schemas" \
+      "$(module k8s.io/kubernetes@v1.34.1)/api/openapi-spec/swagger.json"
+}
+
+# conform MANIFEST... validates manifests; unknown fields and kinds are errors.
+conform() {
+  "$bin/kubeconform" -strict -summary \
+    -schema-location "$work/schemas/{{.ResourceKind}}{{.KindSuffix}}.json" "$@"
+}
+
+# refused WHAT COMMAND... fails if the command accepts what is wrong.
+refused() {
+  local what=$1 output
+  shift
+  if output=$("$@" 2>&1); then
+    echo "deploy: accepted, but it is wrong: $what"
+    exit 1
+  fi
+  echo "refused, as it should be: $what: $(
+    tr '\n' ' ' <<<"$output" | sed "s/.*failed with [^ ]* - //; s/.*chart(s): //" | cut -c 1-160
+  )"
+}
