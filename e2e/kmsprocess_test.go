@@ -213,7 +213,7 @@ func (r *relay) open() error {
 			if err != nil {
 				return
 			}
-			go r.pass(conn)
+			go r.pass(listener, conn)
 		}
 	}()
 	return nil
@@ -222,7 +222,10 @@ func (r *relay) open() error {
 // refuse resets all connections, and new ones are refused.
 func (r *relay) refuse() {
 	r.mu.Lock()
-	_ = r.listener.Close()
+	if r.listener != nil {
+		_ = r.listener.Close()
+		r.listener = nil
+	}
 	r.mu.Unlock()
 	r.fill()
 	r.drop()
@@ -304,7 +307,9 @@ func (r *relay) drop() {
 	}
 }
 
-func (r *relay) pass(client net.Conn) {
+// pass forwards a connection that the listener has accepted, unless refuse
+// came between: it would not know this connection.
+func (r *relay) pass(listener net.Listener, client net.Conn) {
 	server, err := net.Dial("tcp", r.target)
 	if err != nil {
 		_ = client.Close()
@@ -312,6 +317,11 @@ func (r *relay) pass(client net.Conn) {
 	}
 
 	r.mu.Lock()
+	if r.listener != listener {
+		r.mu.Unlock()
+		_ = errors.Join(client.Close(), server.Close())
+		return
+	}
 	r.conns[client], r.conns[server] = true, true
 	r.mu.Unlock()
 	copyBytes := func(to, from net.Conn) {
