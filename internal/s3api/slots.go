@@ -1,6 +1,8 @@
 package s3api
 
 import (
+	"container/list"
+	"context"
 	"net/http"
 	"runtime"
 	"sync"
@@ -49,6 +51,9 @@ type pool struct {
 	used  int
 	young int
 	of    map[string]*holding // by name of the holder
+	line  list.List           // of *waiter: young requests that wait until fewer run
+	// shortUntil is until when the line is short, because it was full.
+	shortUntil time.Time
 }
 
 // age is that of a request. Requests begin young, except long uploads.
@@ -97,10 +102,118 @@ func (p *pool) acquire(h holder, at age) refusal {
 	most := p.most(h)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if why := p.refusal(h, most, at); why != "" {
+	why := p.refusal(h, most, at)
+	if why == "" {
+		p.take(h, at)
+	}
+	return why
+}
+
+// waiter is a request that waits in line.
+type waiter struct {
+	holder holder
+	most   int
+	turn   chan refusal // its place in the line has come
+}
+
+// A tool with hundreds of connections sends its next request when one is
+// answered. So the line becomes no longer than the slots, and nothing has to
+// be refused. If the line becomes full, requests come whether they are
+// answered or not. Then it is short until no request has been refused for a
+// while: those that are served should not be late too.
+const (
+	// lineTime is how long a request waits in the line at most, and
+	// shortLineTime in a short one.
+	lineTime      = 2 * time.Second
+	shortLineTime = 100 * time.Millisecond
+	// shortLine is the length of a short line, for each young request that
+	// may run.
+	shortLine = 2
+	// shortFor is how long the line remains short.
+	shortFor = 3 * time.Second
+)
+
+// acquireInLine is acquire, but while the CPU is saturated it waits for a
+// moment until fewer young requests run.
+func (p *pool) acquireInLine(ctx context.Context, h holder, at age) refusal {
+	w := &waiter{h, p.most(h), make(chan refusal, 1)}
+	p.mu.Lock()
+	why := p.refusal(h, w.most, at)
+	if why == "" {
+		p.take(h, at)
+	}
+	if why != noCPU || !p.hasPlace() {
+		p.mu.Unlock()
 		return why
 	}
+	place := p.line.PushBack(w)
+	limit := lineTime
+	if time.Now().Before(p.shortUntil) {
+		limit = shortLineTime
+	}
+	p.mu.Unlock()
 
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case why = <-w.turn:
+		return why
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.line.Remove(place)
+	select {
+	case why = <-w.turn: // it came meanwhile
+		return why
+	default:
+	}
+	if ctx.Err() == nil {
+		p.shorten()
+	}
+	return noCPU
+}
+
+// hasPlace reports whether one more request may wait in line. p.mu is held.
+func (p *pool) hasPlace() bool {
+	switch n := p.line.Len(); {
+	case n < shortLine*p.crowd:
+		return true
+	case n+p.used < p.size && !time.Now().Before(p.shortUntil):
+		return true
+	default:
+		p.shorten()
+		return false
+	}
+}
+
+func (p *pool) shorten() { p.shortUntil = time.Now().Add(shortFor) }
+
+// admitNext gives slots to those who wait in line. If the CPU is not saturated
+// any more, the line becomes shorter by one for each request that ends, so that
+// it is not saturated again at once. p.mu is held.
+func (p *pool) admitNext() {
+	for n := 0; p.line.Len() > 0 && (p.young < p.crowd || n == 0 && !p.saturated()); n++ {
+		first := p.line.Front()
+		w := first.Value.(*waiter) //nolint:forcetypeassert // the list has nothing else
+		p.line.Remove(first)
+		own := p.of[w.holder.name]
+		switch {
+		case p.used >= p.size:
+			w.turn <- noSlot
+		case own != nil && own.used >= w.most:
+			w.turn <- noShare
+		default:
+			p.take(w.holder, young)
+			w.turn <- ""
+		}
+	}
+}
+
+// take takes a slot that is free. p.mu is held.
+func (p *pool) take(h holder, at age) {
 	own := p.of[h.name]
 	if own == nil {
 		own = &holding{}
@@ -112,15 +225,19 @@ func (p *pool) acquire(h holder, at age) refusal {
 		p.young++
 		own.young++
 	}
-	return ""
 }
 
-// full returns why acquire would find no slot, or "".
+// full returns why a request would get neither a slot nor a place in the
+// line, or "".
 func (p *pool) full(h holder, at age) refusal {
 	most := p.most(h)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.refusal(h, most, at)
+	why := p.refusal(h, most, at)
+	if why == noCPU && p.hasPlace() {
+		return ""
+	}
+	return why
 }
 
 func (p *pool) most(h holder) int {
@@ -150,7 +267,7 @@ func (p *pool) refusal(h holder, most int, at age) refusal {
 		return ""
 	case p.young < p.crowd && own.young < max(1, p.crowd*most/p.size):
 		return ""
-	case p.saturated():
+	case p.line.Len() > 0 || p.saturated():
 		return noCPU
 	default:
 		return ""
@@ -170,6 +287,7 @@ func (p *pool) release(h holder, at age) {
 	if own.used == 0 {
 		delete(p.of, h.name)
 	}
+	p.admitNext()
 }
 
 // age counts a request as no longer young.
@@ -178,6 +296,7 @@ func (p *pool) age(h holder) {
 	defer p.mu.Unlock()
 	p.young--
 	p.of[h.name].young--
+	p.admitNext()
 }
 
 // nearlyFull reports whether at least seven eighths of the slots are in use.
@@ -311,7 +430,7 @@ func (s *Server) share() int {
 // may hold. If there is none, the call must not cause a request to the store.
 func (s *Server) enter(c *call, p *pool, h holder) error {
 	need, at := reservation{h.name, c.memory()}, ageOf(c.Request)
-	why := p.acquire(h, at)
+	why := p.acquireInLine(c.Context(), h, at)
 	if why == "" && !s.budget.reserve(need, p.most(h), p.size) {
 		p.release(h, at)
 		why = noMemory
