@@ -84,8 +84,10 @@ e2e: ## real clients against cmekproxy serve and a separate store (installs what
 	STORE=$(STORE) e2e/run.sh
 
 .PHONY: e2e-full
-e2e-full: ## e2e, plus the clients that take minutes to install; prints OK or FAIL for each client
+e2e-full: ## e2e, plus the clients that take minutes to install; prints OK or FAIL for each client; helm chart and deb
 	STORE=$(STORE) E2E_FULL=1 e2e/run.sh
+	deploy/helm/test.sh
+	deploy/deb/test.sh
 
 .PHONY: conformance
 conformance: ## the store's conformance suite, at the store and through the proxy; e2e/conformance.txt explains the differences
