@@ -239,7 +239,7 @@ func (c *call) originError(r *http.Request, resp *http.Response) (*Error, *store
 	fault := storefault.OfAnswer(storefault.Answer{
 		Method: r.Method, Status: resp.StatusCode, Header: resp.Header, Body: body.Bytes(),
 	})
-	if e := transferFault(r, resp.StatusCode, doc.Code, body.Bytes(), fault); e != nil {
+	if e := transferFault(r, resp.StatusCode, doc.Code, fault); e != nil {
 		return e, fault
 	}
 	if e := faultError(fault, doc.Code, resp.StatusCode); e != nil {
