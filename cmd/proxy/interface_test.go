@@ -47,6 +47,8 @@ func TestPublicInterface(t *testing.T) {
 	add("check.json", jsonNames(reflect.TypeFor[finding]()))
 	add("check.json capability", jsonNames(reflect.TypeFor[storeAbility]()))
 	add("check.json summary", jsonNames(reflect.TypeFor[checkTotals]()))
+	add("config.json", jsonNames(reflect.TypeFor[configProblem]()))
+	add("config.json summary", jsonNames(reflect.TypeFor[configTotals]()))
 	add("inventory.csv", csvHeader)
 	add("verify.json", jsonNames(reflect.TypeFor[faulty]()))
 	add("verify.json summary", jsonNames(reflect.TypeFor[faultTotals]()))

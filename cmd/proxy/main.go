@@ -81,6 +81,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		devCommand(),
 		serveCommand(),
+		configCommand(),
 		checkCommand(),
 		cleanerCommand(),
 		keysCommand(),
