@@ -81,6 +81,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		devCommand(),
 		serveCommand(),
+		initCommand(),
 		configCommand(),
 		checkCommand(),
 		cleanerCommand(),

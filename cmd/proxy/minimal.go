@@ -15,8 +15,8 @@ import (
 // minimal is a minimal configuration, as `cmekproxy init` writes and
 // `cmekproxy config example` prints.
 type minimal struct {
-	Listen           string
-	Endpoint, Region string
+	Listen, AdminListen string
+	Endpoint, Region    string
 	// OriginAccessKey and OriginSecret are empty for the AWS SDK's default
 	// chain. Secrets are references to a file or the environment.
 	OriginAccessKey, OriginSecret string
@@ -107,7 +107,8 @@ func findKind(name string) (*kmsKind, error) {
 // exampleOf returns a minimal configuration whose values are examples.
 func exampleOf(kind *kmsKind) minimal {
 	m := minimal{ //nolint:gosec // names of variables
-		Listen: "127.0.0.1:9000", Endpoint: "https://s3.example.com", Region: "us-east-1",
+		Listen: "127.0.0.1:9000", AdminListen: "127.0.0.1:9001",
+		Endpoint: "https://s3.example.com", Region: "us-east-1",
 		OriginAccessKey: "${ORIGIN_ACCESS_KEY}", OriginSecret: "${ORIGIN_SECRET_KEY}",
 		ClientAccessKey: "${APP_ACCESS_KEY}", ClientSecret: "${APP_SECRET_KEY}",
 		Buckets: []string{"my-bucket"}, Provider: kind.provider, Key: make(map[string]string),
