@@ -80,9 +80,9 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		devCommand(),
-		serveCommand(),
 		initCommand(),
 		configCommand(),
+		serveCommand(),
 		checkCommand(),
 		cleanerCommand(),
 		keysCommand(),
