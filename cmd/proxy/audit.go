@@ -1,11 +1,7 @@
 package main
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"go.uber.org/zap"
@@ -59,22 +55,4 @@ func (s *server) reopenAudit() {
 	if err := s.audit.Reopen(); err != nil {
 		s.log.Error("reopening the audit log failed; no key is used until it succeeds", zap.Error(err))
 	}
-}
-
-// checkAudit tests whether the audit log can be written, without changing
-// it.
-func checkAudit(cfg config.Audit) error {
-	if cfg.File == "" {
-		return nil
-	}
-	file, err := os.OpenFile(cfg.File, os.O_APPEND|os.O_WRONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		if file, err = os.CreateTemp(filepath.Dir(cfg.File), ".cmekproxy-check-*"); err == nil {
-			err = os.Remove(file.Name())
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("it cannot be written: %w", err)
-	}
-	return file.Close()
 }

@@ -53,7 +53,7 @@ func TestCheckStore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
-			config := writeConfig(t, store, "127.0.0.1:0", "127.0.0.1:1", settings, row.setting)
+			config := writeConfig(t, store, "127.0.0.1:0", "127.0.0.1:0", settings, row.setting)
 			code := run(t.Context(), []string{"check", "--config", config, "--bucket", bucket}, &out, &out)
 			if code != row.code || !strings.Contains(out.String(), row.line) {
 				t.Errorf("exit code %d\n%s", code, out.String())
@@ -144,7 +144,7 @@ func TestCheckIsKilled(t *testing.T) {
 				}
 			}))
 
-			config := writeConfig(t, front.URL, "127.0.0.1:0", "127.0.0.1:1", "checksum_trailer: true", "checksum_trailer: auto")
+			config := writeConfig(t, front.URL, "127.0.0.1:0", "127.0.0.1:0", "checksum_trailer: true", "checksum_trailer: auto")
 			check := exec.CommandContext(t.Context(), binary, "check", "--config", config, "--bucket", bucket)
 			// The cleaner outlives the check, so it must not have its pipes.
 			if err := check.Start(); err != nil {

@@ -11,6 +11,7 @@
 //	server.go       the server: the S3 API on top of store and keys
 //	serve.go        the command serve: ports, and requests until a signal
 //	drain.go        the end of serve, after the signal
+//	check.go        the command check, with checkserver.go and checkstore.go
 //	direct.go       commands that work on a bucket without a server
 //	sweep.go        commands that work on all objects of a bucket
 package main
@@ -79,6 +80,8 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		devCommand(),
+		initCommand(),
+		configCommand(),
 		serveCommand(),
 		checkCommand(),
 		cleanerCommand(),

@@ -417,7 +417,7 @@ func TestStrictConfiguration(t *testing.T) {
 	} {
 		for _, command := range []string{"serve", "check"} {
 			var out bytes.Buffer
-			path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1", row.old, row.new)
+			path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:0", row.old, row.new)
 			if code := run(t.Context(), []string{command, "--config", path}, &out, &out); code != 1 ||
 				!strings.Contains(out.String(), row.want) {
 				t.Errorf("%s, %s: exit code %d, printed\n%s", command, row.new, code, out.String())
@@ -433,7 +433,7 @@ func TestStrictConfiguration(t *testing.T) {
 
 func TestCheckFailsWithoutAStoreOrAKey(t *testing.T) {
 	var out bytes.Buffer
-	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1")
+	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:0")
 	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 ||
 		!strings.Contains(out.String(), "FAIL  store") ||
 		!strings.Contains(out.String(), "ok    key main") {
@@ -441,7 +441,7 @@ func TestCheckFailsWithoutAStoreOrAKey(t *testing.T) {
 	}
 
 	out.Reset()
-	path = writeConfig(t, refusing(t), "127.0.0.1:0", "127.0.0.1:1")
+	path = writeConfig(t, refusing(t), "127.0.0.1:0", "127.0.0.1:0")
 	if err := os.Remove(filepath.Join(filepath.Dir(path), "kms.key")); err != nil {
 		t.Fatal(err)
 	}

@@ -81,7 +81,7 @@ func TestCheckNamesTheFault(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			var out bytes.Buffer
-			config := writeConfig(t, row.store, "127.0.0.1:0", "127.0.0.1:1")
+			config := writeConfig(t, row.store, "127.0.0.1:0", "127.0.0.1:0")
 			code := run(t.Context(), []string{"check", "--config", config}, &out, &out)
 			line := ""
 			for l := range strings.Lines(out.String()) {

@@ -93,6 +93,17 @@ func ParseOffline(name string, data []byte, lookupEnv func(string) (string, bool
 	return d.parse(data)
 }
 
+// Validate checks the content of a config file that is for another machine,
+// as in CI. Environment variables and files with secrets need not exist here.
+// absent names those that do not, as ${NAME} or by path: their values are not
+// checked. Everything else is checked as Parse does.
+func Validate(name string, data []byte, lookupEnv func(string) (string, bool)) (absent []string, err error) {
+	d := newDecoder(name, lookupEnv)
+	d.elsewhere = true
+	_, err = d.parse(data)
+	return d.absent, err
+}
+
 func (d *decoder) parse(data []byte) (*Config, error) {
 	c := defaults()
 	if root := d.document(data); root != nil && d.structure(root, c) {

@@ -1,7 +1,9 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"reflect"
 	"slices"
 
@@ -15,6 +17,8 @@ type decoder struct {
 	lookupEnv func(string) (string, bool)
 	offline   bool     // skip the settings that only the server needs
 	tenant    bool     // the file is that of a tenant
+	elsewhere bool     // the file is for another machine; see Validate
+	absent    []string // environment variables and files that are on that machine
 	secrets   []string // the files that secrets were read from
 	problems  []Problem
 	// places records where each field, by its address, was set, so that
@@ -68,6 +72,30 @@ func (d *decoder) fail(field any, format string, args ...any) {
 	}
 	d.failed[field] = true
 	d.problem(d.places[field], format, args...)
+}
+
+// isElsewhere reports whether a value could not be read because it is on
+// another machine. Later checks then ignore the field.
+func (d *decoder) isElsewhere(field any, err error) bool {
+	if !d.elsewhere {
+		return false
+	}
+
+	name := ""
+	if unset, ok := errors.AsType[*unsetError](err); ok {
+		name = "${" + unset.name + "}"
+	} else if file, ok := errors.AsType[*fs.PathError](err); ok && errors.Is(err, fs.ErrNotExist) {
+		name = file.Path
+	}
+	if name == "" {
+		return false
+	}
+
+	d.failed[field] = true
+	if !slices.Contains(d.absent, name) {
+		d.absent = append(d.absent, name)
+	}
+	return true
 }
 
 // structure decodes n into c, and reports whether n was a mapping.

@@ -31,6 +31,8 @@ func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 
 	var unset *unsetError
 	switch {
+	case d.isElsewhere(s, err):
+		return
 	case errors.As(err, &unset) && n.Value != "${"+unset.name+"}":
 		// A plaintext secret may contain something like a variable. Then
 		// the name is part of the secret.

@@ -57,6 +57,9 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []st
 	}
 
 	text, err := d.expand(n.Value, takesTemplate(path))
+	if d.isElsewhere(field, err) {
+		return
+	}
 	if err != nil {
 		d.fail(field, "%s: %v", path, err)
 		return

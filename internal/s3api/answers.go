@@ -244,7 +244,7 @@ func lateError(body []byte) *Error {
 	e := &Error{
 		Code:    string(code),
 		Message: html.UnescapeString(string(message)),
-		cause:   fmt.Errorf("%w answered 200 with %.300q", errOrigin, body),
+		cause:   fmt.Errorf("%w answered 200 with the error %.100q", errOrigin, code),
 	}
 	if _, ok := statuses[e.Code]; !ok {
 		e.httpStatus = http.StatusInternalServerError

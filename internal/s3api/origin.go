@@ -110,8 +110,11 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	defer closeBody(resp)
 
 	failure, fault := c.originError(r, resp)
-	if r.Method == http.MethodHead && fault == nil && s.isAmbiguous(resp.StatusCode) {
+	if r.Method == http.MethodHead && fault == nil && s.isAmbiguous(resp) {
 		return nil, s.repeatAsGet(c, r, failure)
+	}
+	if fault != nil && fault.Kind == storefault.Credentials {
+		s.trusted.forget()
 	}
 	s.countFault(fault)
 	return nil, failure
@@ -160,16 +163,20 @@ func addHeader(r *http.Request, name, value string) {
 	r.Header = h
 }
 
-// isAmbiguous reports whether a refusal of a HEAD with this status may be one
-// of the proxy's own credentials. versitygw answers 404 for an unknown access
-// key. It is costly to ask about each 404, so they count only while the store
-// does not accept the credentials for other requests.
-func (s *Server) isAmbiguous(status int) bool {
-	switch status {
+// versitygw is the header Server of a store that answers 404 for an unknown
+// access key. Others answer 403.
+const versitygw = "VERSITYGW"
+
+// isAmbiguous reports whether a refusal of a HEAD may be one of the proxy's
+// own credentials. It is costly to ask about each 404. So, unless the store is
+// known to refuse credentials with it, a 404 counts only while the store does
+// not accept the credentials for other requests.
+func (s *Server) isAmbiguous(refusal *http.Response) bool {
+	switch refusal.StatusCode {
 	case http.StatusBadRequest, http.StatusForbidden:
 		return true
 	case http.StatusNotFound:
-		return !s.trusted.isRecent(s.Now())
+		return refusal.Header.Get("Server") == versitygw || !s.trusted.isRecent(s.Now())
 	default:
 		return false
 	}
@@ -188,9 +195,13 @@ func (t *trust) note(now time.Time) {
 	}
 }
 
+// forget is called when the store refuses the credentials.
+func (t *trust) forget() { t.at.Store(0) }
+
 func (t *trust) isRecent(now time.Time) bool {
-	since := now.Sub(time.Unix(0, t.at.Load()))
-	return since >= 0 && since < trustTime
+	at := t.at.Load()
+	since := now.Sub(time.Unix(0, at))
+	return at != 0 && since >= 0 && since < trustTime
 }
 
 // countFault counts a fault of the store; nil is none.
@@ -239,7 +250,7 @@ func (c *call) originError(r *http.Request, resp *http.Response) (*Error, *store
 	fault := storefault.OfAnswer(storefault.Answer{
 		Method: r.Method, Status: resp.StatusCode, Header: resp.Header, Body: body.Bytes(),
 	})
-	if e := transferFault(r, resp.StatusCode, doc.Code, body.Bytes(), fault); e != nil {
+	if e := transferFault(r, resp.StatusCode, doc.Code, fault); e != nil {
 		return e, fault
 	}
 	if e := faultError(fault, doc.Code, resp.StatusCode); e != nil {

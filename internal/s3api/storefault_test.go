@@ -104,6 +104,12 @@ var storeFaults = []struct {
 		"credentials",
 	},
 	{
+		"a user that is suspended, in Ceph's words", 403, nil, refusal("UserSuspended", ""),
+		500, "InternalError", "",
+		[]string{"suspended the user of origin.access_key"},
+		"credentials",
+	},
+	{
 		"a wrong secret", 403, nil, refusal("SignatureDoesNotMatch", ""),
 		500, "InternalError", "",
 		[]string{"origin.secret_key"},
@@ -301,6 +307,36 @@ func TestRefusalsOfTheRequest(t *testing.T) {
 			}
 			if after := w.faults(""); after != before {
 				t.Errorf("it is counted as a fault: %v more", after-before)
+			}
+		})
+	}
+}
+
+// A 404 to a HEAD is questioned, although the store has just accepted the
+// credentials, if it is of a store that refuses credentials with it, and after
+// a refusal of any other request.
+func TestHeadAfterCredentialsChange(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		header http.Header
+		first  bool // another request is refused before the HEAD
+		want   int
+	}{
+		{"a store that answers 403 to unknown keys", nil, false, http.StatusNotFound},
+		{"versitygw", http.Header{"Server": {"VERSITYGW"}}, false, http.StatusInternalServerError},
+		{"after another refusal", nil, true, http.StatusInternalServerError},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p, w := behindNetwork(t, time.Minute)
+			p.put("k", []byte("text"))
+			w.answerAll(http.StatusNotFound, row.header, refusal("XAdminUserNotFound", ""))
+			if row.first {
+				p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+			}
+			for _, path := range []string{"/" + p.bucket + "/k", "/" + p.bucket} {
+				if a := p.send(request{method: "HEAD", path: path}); a.StatusCode != row.want {
+					t.Errorf("HEAD %s: %d, want %d", path, a.StatusCode, row.want)
+				}
 			}
 		})
 	}

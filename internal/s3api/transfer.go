@@ -44,7 +44,7 @@ var transferFaults = map[string]bool{
 // to the store. The store's code says so, or the answer comes from something
 // between the proxy and the store and has no code. fault is the fault that
 // the answer shows, or nil.
-func transferFault(r *http.Request, status int, code string, body []byte, fault *storefault.Error) *Error {
+func transferFault(r *http.Request, status int, code string, fault *storefault.Error) *Error {
 	message := "The connection between the proxy and its store broke. Please try again."
 	var why error
 	switch {
@@ -56,7 +56,7 @@ func transferFault(r *http.Request, status int, code string, body []byte, fault 
 		message = foreignMessage
 		why = fmt.Errorf("%w %w", errOrigin, fault)
 	case r.Method != http.MethodHead && (status == http.StatusBadRequest || status == http.StatusRequestTimeout):
-		why = fmt.Errorf("%w answered %d: %.100q", errOrigin, status, body)
+		why = fmt.Errorf("%w answered %d without an S3 error code", errOrigin, status)
 	default:
 		return nil
 	}
@@ -77,7 +77,7 @@ const foreignMessage = "The store behind the proxy sent an answer that is not S3
 // document in the answer, "" if there is none.
 func CheckRefusal(r *http.Request, status int, code string, body []byte) error {
 	fault := storefault.OfAnswer(storefault.Answer{Method: r.Method, Status: status, Body: body})
-	if refusal := transferFault(r, status, code, body, fault); refusal != nil {
+	if refusal := transferFault(r, status, code, fault); refusal != nil {
 		return refusal
 	}
 	return nil

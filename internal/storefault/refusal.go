@@ -53,10 +53,13 @@ var credentialHints = map[string]string{
 	"NotSignedUp":           "the account of origin.access_key may not use the store",
 	"SignatureDoesNotMatch": "check origin.secret_key; something may also change Host or path on the way",
 	"TokenRefreshRequired":  expired,
+	"UserSuspended":         suspended,  // of Ceph
 	"XAdminUserNotFound":    unknownKey, // of versitygw, with status 404
 }
 
 const unknownKey = "the store does not know origin.access_key: check it, and origin.endpoint"
+
+const suspended = "the store has suspended the user of origin.access_key: enable the user there"
 
 const expired = "the proxy's temporary credentials for the store have expired or are wrong: renew them"
 

@@ -77,11 +77,11 @@ func CompareKeys(set capability.Set, configured string) (string, error) {
 	case configured == pathKeys:
 		return detail, nil
 	case configured == literalKeys:
-		return "", fmt.Errorf(
-			"the store takes keys as paths (%s), so two keys can be one object and a client could leave its prefix: "+
-				"set origin.keys to path, or remove it",
-			detail,
-		)
+		return "", &SettingError{
+			fmt.Errorf("the store takes keys as paths (%s), so two keys can be one object and "+
+				"a client could leave its prefix", detail),
+			"set origin.keys to path, or remove it",
+		}
 	default:
 		return detail + ": the proxy refuses keys that the store would take for other keys", nil
 	}

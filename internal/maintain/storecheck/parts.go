@@ -138,7 +138,9 @@ func (p *Probe) Parts( //nolint:revive // uniform is a setting
 	if worse, err := p.putParts(ctx, set, equal); worse != nil || err != nil {
 		return "", refusal
 	}
-	return "", fmt.Errorf("%w: the store accepts parts of equal length only: set origin.uniform_parts to true", refusal)
+	return "", &SettingError{
+		fmt.Errorf("%w: the store accepts parts of equal length only", refusal), "set origin.uniform_parts to true",
+	}
 }
 
 // putParts uploads a multipart object of zeros and removes it. refusal is the
@@ -199,7 +201,7 @@ func (p *Probe) createUpload(ctx context.Context, key string, how how) (*upload,
 	}
 	var created struct{ UploadId string }
 	if err := xml.Unmarshal(got.body, &created); err != nil || created.UploadId == "" {
-		return nil, fmt.Errorf("CreateMultipartUpload: %s", got)
+		return nil, fmt.Errorf("CreateMultipartUpload: %w", got.err())
 	}
 	up.query = uploadQuery(created.UploadId)
 	p.made(leftover{path: up.path, upload: up.query})
@@ -227,7 +229,7 @@ func (u *upload) list(ctx context.Context) ([]part, error) {
 	}
 	var doc struct{ Part []part }
 	if err := xml.Unmarshal(got.body, &doc); err != nil || len(doc.Part) == 0 {
-		return nil, fmt.Errorf("ListParts: %s", got)
+		return nil, fmt.Errorf("ListParts: %w", got.err())
 	}
 	return doc.Part, nil
 }

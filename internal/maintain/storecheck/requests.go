@@ -3,6 +3,7 @@ package storecheck
 import (
 	"bytes"
 	"context"
+	"encoding/xml"
 	"fmt"
 	"io"
 	"net/http"
@@ -29,14 +30,6 @@ type reply struct {
 	header http.Header
 	body   []byte
 	refuse error // the error, if the store refused the request
-}
-
-// String describes an answer in an error message.
-func (r reply) String() string {
-	if r.refuse != nil {
-		return r.refuse.Error()
-	}
-	return fmt.Sprintf("the store answered %d: %.300s", r.status, r.body)
 }
 
 // maxBody limits what is read of an answer, in bytes.
@@ -98,7 +91,10 @@ func (p *Probe) want(ctx context.Context, status int, q request) (reply, error) 
 		return reply{}, err
 	}
 	if got.status != status {
-		return reply{}, fmt.Errorf("%s %s: want status %d: %w", q.method, q.path, status, got.err())
+		if got.refuse == nil {
+			return reply{}, fmt.Errorf("%s %s: want status %d: %w", q.method, q.path, status, got.err())
+		}
+		return reply{}, fmt.Errorf("%s %s: %w", q.method, q.path, got.refuse)
 	}
 	return got, nil
 }
@@ -109,7 +105,24 @@ func (r reply) err() error {
 	if r.refuse != nil {
 		return r.refuse
 	}
-	return fmt.Errorf("the store answered %d: %.300s", r.status, r.body)
+	return fmt.Errorf("the store answered %s", r.describe())
+}
+
+// describe describes an answer that is not a refusal, without its document:
+// some stores answer 200 with an error in it.
+func (r reply) describe() string {
+	var doc struct {
+		XMLName       xml.Name
+		Code, Message string
+	}
+	switch err := xml.Unmarshal(r.body, &doc); {
+	case err != nil || doc.XMLName.Local == "":
+		return fmt.Sprintf("%d with %d bytes that are not an S3 document", r.status, len(r.body))
+	case doc.Code != "":
+		return strings.TrimSpace(fmt.Sprintf("%d with the error %.100s %.200s", r.status, doc.Code, doc.Message))
+	default:
+		return fmt.Sprintf("%d with a document %.100s", r.status, doc.XMLName.Local)
+	}
 }
 
 // putText stores the probe's text under a key.

@@ -52,6 +52,18 @@ type Probe struct {
 	cut     bool // the store may still be about to keep a body that was cut
 }
 
+// SettingError is an error that a change of the configuration mends.
+type SettingError struct {
+	err    error
+	change string
+}
+
+func (e *SettingError) Error() string { return e.err.Error() + ": " + e.change }
+func (e *SettingError) Unwrap() error { return e.err }
+
+// Advice says which setting to change, and how.
+func (e *SettingError) Advice() string { return e.change }
+
 // mark is in the names of all objects of probes.
 const mark = ".cmekproxy-check-"
 
