@@ -186,12 +186,12 @@ func (c *checker) end() error {
 
 // advised is an error with what to do about it.
 type advised struct {
-	error
+	cause  error
 	action string
 }
 
-func (a advised) Error() string  { return a.error.Error() + ": " + a.action }
-func (a advised) Unwrap() error  { return a.error }
+func (a advised) Error() string  { return a.cause.Error() + ": " + a.action }
+func (a advised) Unwrap() error  { return a.cause }
 func (a advised) Advice() string { return a.action }
 
 // actionOf returns what to do about the error of a check.

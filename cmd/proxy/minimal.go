@@ -86,7 +86,7 @@ var kmsKinds = []kmsKind{
 	},
 	{
 		config.Local, "file",
-		"A key in a file, for tests: whoever can read it can decrypt all objects.",
+		"A key in a file, for tests: anyone who can read it can decrypt all objects.",
 		[]keySetting{{"key_file", "key", "File with the key; created if it does not exist", "/etc/cmekproxy/kms.key"}},
 	},
 }
