@@ -130,12 +130,8 @@ func (t *trust) config() *tls.Config {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.current == nil || t.certs != certs {
-		// Sessions are resumed without verifying the certificate again, so
-		// other authorities need another cache.
-		t.current = &tls.Config{
-			MinVersion: tls.VersionTLS12, RootCAs: certs, ClientSessionCache: tls.NewLRUClientSessionCache(0),
-		}
-		t.certs = certs
+		// No session is resumed: the certificate would not be verified again.
+		t.current, t.certs = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: certs}, certs
 	}
 	return t.current
 }
