@@ -385,7 +385,7 @@ const crowdOf = 64
 type Load struct {
 	Running     int   // authenticated requests
 	Young       int   // those whose response has not begun, and that are less than a second old
-	YoungLimit  int   // more are refused
+	YoungLimit  int   // more wait in line
 	Memory      int64 // bytes that running requests may hold
 	MemoryLimit int64 // requests that need more are refused; 0 for no limit
 }

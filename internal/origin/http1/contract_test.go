@@ -385,15 +385,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			withBoth(t, func(t *testing.T, s sender) {
-				var whole atomic.Int32
-				served := serve(t, func(conn net.Conn, r *http.Request) bool {
-					n, err := io.Copy(io.Discard, r.Body)
-					if err == nil && n == r.ContentLength {
-						whole.Add(1)
-					}
-					io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-					return true
-				})
+				served, whole := countWhole(t)
 				r := request(t, "PUT", served.url(), nil, 0)
 				change(r)
 				_, isLean := s.(lean)
@@ -409,6 +401,48 @@ func TestRequestsThatAreRefused(t *testing.T) {
 					t.Error(got)
 				}
 			})
+		})
+	}
+}
+
+// countWhole starts a server that counts the requests whose body is complete.
+func countWhole(t *testing.T) (*server, *atomic.Int32) {
+	t.Helper()
+	whole := new(atomic.Int32)
+	return serve(t, func(conn net.Conn, r *http.Request) bool {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err == nil && n == r.ContentLength {
+			whole.Add(1)
+		}
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		return true
+	}), whole
+}
+
+// The last bytes of a long body wait for its end. Only the end tells that the
+// checksums of an upload are right. http.Transport does not wait.
+func TestLongBodiesEndAsTheyShould(t *testing.T) {
+	t.Parallel()
+	const size = 100_000
+	for name, after := range map[string]io.Reader{
+		"more, in a read of its own": strings.NewReader("a"),
+		"a failure at the end":       failing{},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newLean(nil)
+			t.Cleanup(s.CloseIdleConnections)
+			served, whole := countWhole(t)
+			body := io.MultiReader(strings.NewReader(strings.Repeat("a", size)), after)
+			if got := outcome(s, request(t, "PUT", served.url(), body, size)); got != "error" {
+				t.Error(got)
+			}
+			if got := outcome(s, request(t, "GET", served.url(), nil, 0)); got != `200 ""` {
+				t.Error(got)
+			}
+			if n := whole.Load(); n != 1 {
+				t.Errorf("the server has %d whole requests, want only the GET", n)
+			}
 		})
 	}
 }
