@@ -79,7 +79,7 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 
 	if err != nil {
 		s.Metrics.Origin(c.op, 0, took)
-		s.countFault(storefault.Of(err))
+		s.countFault(storefault.Of(err), 0)
 		return nil, fmt.Errorf("%w: %w", errOrigin, err)
 	}
 	s.Metrics.Origin(c.op, resp.StatusCode, took)
@@ -96,15 +96,17 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		resp.Body = &storeBody{resp.Body}
 		if resp.StatusCode == http.StatusNotModified {
+			s.Metrics.OriginUp(true)
 			return resp, nil
 		}
 
 		if err := s.check(r, resp); err != nil {
 			_ = resp.Body.Close()
-			s.countFault(storefault.Of(err))
+			s.countFault(storefault.Of(err), resp.StatusCode)
 			return nil, err
 		}
 		s.trusted.note(s.Now())
+		s.Metrics.OriginUp(true)
 		return resp, nil
 	}
 	defer closeBody(resp)
@@ -116,7 +118,10 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	if fault != nil && fault.Kind == storefault.Credentials {
 		s.trusted.forget()
 	}
-	s.countFault(fault)
+	s.countFault(fault, resp.StatusCode)
+	if fault == nil && acceptsCredentials(resp.StatusCode) {
+		s.Metrics.OriginUp(true)
+	}
 	return nil, failure
 }
 
@@ -204,12 +209,38 @@ func (t *trust) isRecent(now time.Time) bool {
 	return at != 0 && since >= 0 && since < trustTime
 }
 
-// countFault counts a fault of the store; nil is none.
-func (s *Server) countFault(fault *storefault.Error) {
-	if fault != nil {
-		s.Metrics.OriginFault(string(fault.Kind))
+// countFault counts a fault of the store; nil is none. status is that of the
+// store's answer, or 0 if there was none.
+func (s *Server) countFault(fault *storefault.Error, status int) {
+	if fault == nil {
+		return
+	}
+	s.Metrics.OriginFault(string(fault.Kind))
+	if isOutage(fault.Kind, status) {
+		s.Metrics.OriginUp(false)
 	}
 }
+
+// isOutage reports whether a fault is one of the store itself, or of the proxy's
+// credentials, whatever the client has asked for. A store that throttles works;
+// a bucket that the client names may be in another region; and a gateway may
+// refuse a request with a page because of its path or length.
+func isOutage(kind storefault.Kind, status int) bool {
+	switch kind {
+	case storefault.Throttled, storefault.Redirect:
+		return false
+	case storefault.Foreign:
+		return status < 400 || status >= 500 ||
+			status == http.StatusUnauthorized || status == http.StatusProxyAuthRequired
+	default:
+		return true
+	}
+}
+
+// acceptsCredentials reports whether a refusal, which is no fault, proves that
+// the store has accepted the proxy's credentials. Stores may answer 400 before
+// they look at them.
+func acceptsCredentials(status int) bool { return status > 400 && status < 500 }
 
 // repeatAsGet returns the reason why the store refused a HEAD. An answer to
 // HEAD has no body, so repeatAsGet sends a GET. Without it, the client could

@@ -1,0 +1,87 @@
+package metrics
+
+import (
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// addProcess adds the metrics of this file.
+func (m *Metrics) addProcess() {
+	m.build = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "cmekproxy_build_info",
+		Help: "Always 1; the labels describe the program.",
+	}, []string{"version", "revision", "goversion", "fips"})
+	m.reloadOK = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "cmekproxy_config_last_reload_successful",
+		Help: "1 if the configuration could be read and applied the last time, 0 if not.",
+	})
+	m.reloaded = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "cmekproxy_config_last_reload_success_timestamp_seconds",
+		Help: "When the configuration in force was read, in Unix time.",
+	})
+	m.originUp.desc = prometheus.NewDesc(
+		"cmekproxy_origin_up",
+		"1 while the store answers with the proxy's credentials, 0 after a fault of the store or of the credentials; "+
+			"missing while that is unknown.",
+		nil, nil,
+	)
+
+	m.registry.MustRegister(m.build, m.reloadOK, m.reloaded, &m.originUp)
+}
+
+// Build exports what the program was built from, and whether its FIPS 140 module
+// is in use.
+func (m *Metrics) Build(version, revision string, fips bool) {
+	mode := map[bool]string{true: "on", false: "off"}[fips]
+	m.build.WithLabelValues(version, revision, runtime.Version(), mode).Set(1)
+}
+
+// Reloaded records that the configuration was read and applied, or that it could
+// not be.
+func (m *Metrics) Reloaded(now time.Time, err error) {
+	if err != nil {
+		m.reloadOK.Set(0)
+		return
+	}
+	m.reloadOK.Set(1)
+	m.reloaded.Set(float64(now.UnixMilli()) / 1000) //nolint:mnd // milliseconds
+}
+
+// OriginUp records whether the store answers with the proxy's credentials.
+func (m *Metrics) OriginUp(up bool) { m.originUp.set(up) }
+
+// latch is a gauge of 1 or 0 that has no value before it is first set.
+type latch struct {
+	desc  *prometheus.Desc
+	state atomic.Int32 // 0 for no value
+}
+
+const (
+	isDown = iota + 1
+	isUp
+)
+
+// set is called for each request, so it writes only what differs: all cores
+// share the value.
+func (l *latch) set(up bool) { //nolint:revive // up is the value
+	state := int32(isDown)
+	if up {
+		state = isUp
+	}
+	if l.state.Load() != state {
+		l.state.Store(state)
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (l *latch) Describe(ch chan<- *prometheus.Desc) { ch <- l.desc }
+
+// Collect implements prometheus.Collector.
+func (l *latch) Collect(ch chan<- prometheus.Metric) {
+	if state := l.state.Load(); state != 0 {
+		ch <- prometheus.MustNewConstMetric(l.desc, prometheus.GaugeValue, float64(state-isDown))
+	}
+}
