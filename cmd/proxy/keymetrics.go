@@ -164,6 +164,11 @@ func (b *backend) measureKeys() {
 		func(s dekcache.Stats) uint64 { return s.Evictions },
 	)
 
+	b.measureEachKey()
+}
+
+// measureEachKey adds the metrics that have a value for each key.
+func (b *backend) measureEachKey() {
 	sum := func(a, b float64) float64 { return a + b }
 	most := func(a, b float64) float64 { return max(a, b) }
 	for _, m := range []struct {

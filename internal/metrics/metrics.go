@@ -46,10 +46,10 @@ type Metrics struct {
 	breakers       *prometheus.GaugeVec
 	capabilities   *prometheus.GaugeVec
 
-	build              *prometheus.GaugeVec
-	reloadOK, reloaded prometheus.Gauge
-	originUp           latch
-	clients, buckets   *byName
+	buildInfo            *prometheus.GaugeVec
+	reloadOK, reloadTime prometheus.Gauge
+	answering            latch // origin up
+	clients, buckets     *byName
 }
 
 // seconds are the upper bounds of the histograms, from a small cached GET

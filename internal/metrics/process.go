@@ -10,7 +10,7 @@ import (
 
 // addProcess adds the metrics of this file.
 func (m *Metrics) addProcess() {
-	m.build = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+	m.buildInfo = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "cmekproxy_build_info",
 		Help: "Always 1; the labels describe the program.",
 	}, []string{"version", "revision", "goversion", "fips"})
@@ -18,25 +18,25 @@ func (m *Metrics) addProcess() {
 		Name: "cmekproxy_config_last_reload_successful",
 		Help: "1 if the configuration could be read and applied the last time, 0 if not.",
 	})
-	m.reloaded = prometheus.NewGauge(prometheus.GaugeOpts{
+	m.reloadTime = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "cmekproxy_config_last_reload_success_timestamp_seconds",
 		Help: "When the configuration in force was read, in Unix time.",
 	})
-	m.originUp.desc = prometheus.NewDesc(
+	m.answering.desc = prometheus.NewDesc(
 		"cmekproxy_origin_up",
 		"1 while the store answers with the proxy's credentials, 0 after a fault of the store or of the credentials; "+
 			"missing while that is unknown.",
 		nil, nil,
 	)
 
-	m.registry.MustRegister(m.build, m.reloadOK, m.reloaded, &m.originUp)
+	m.registry.MustRegister(m.buildInfo, m.reloadOK, m.reloadTime, &m.answering)
 }
 
 // Build exports what the program was built from, and whether its FIPS 140 module
 // is in use.
 func (m *Metrics) Build(version, revision string, fips bool) {
 	mode := map[bool]string{true: "on", false: "off"}[fips]
-	m.build.WithLabelValues(version, revision, runtime.Version(), mode).Set(1)
+	m.buildInfo.WithLabelValues(version, revision, runtime.Version(), mode).Set(1)
 }
 
 // Reloaded records that the configuration was read and applied, or that it could
@@ -47,11 +47,11 @@ func (m *Metrics) Reloaded(now time.Time, err error) {
 		return
 	}
 	m.reloadOK.Set(1)
-	m.reloaded.Set(float64(now.UnixMilli()) / 1000) //nolint:mnd // milliseconds
+	m.reloadTime.Set(float64(now.UnixMilli()) / 1000) //nolint:mnd // milliseconds
 }
 
 // OriginUp records whether the store answers with the proxy's credentials.
-func (m *Metrics) OriginUp(up bool) { m.originUp.set(up) }
+func (m *Metrics) OriginUp(up bool) { m.answering.set(up) }
 
 // latch is a gauge of 1 or 0 that has no value before it is first set.
 type latch struct {

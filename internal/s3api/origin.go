@@ -79,7 +79,7 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 
 	if err != nil {
 		s.Metrics.Origin(c.op, 0, took)
-		s.countFault(storefault.Of(err), 0)
+		s.countFault(storefault.Of(err), nil)
 		return nil, fmt.Errorf("%w: %w", errOrigin, err)
 	}
 	s.Metrics.Origin(c.op, resp.StatusCode, took)
@@ -102,7 +102,7 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 
 		if err := s.check(r, resp); err != nil {
 			_ = resp.Body.Close()
-			s.countFault(storefault.Of(err), resp.StatusCode)
+			s.countFault(storefault.Of(err), resp)
 			return nil, err
 		}
 		s.trusted.note(s.Now())
@@ -118,7 +118,7 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	if fault != nil && fault.Kind == storefault.Credentials {
 		s.trusted.forget()
 	}
-	s.countFault(fault, resp.StatusCode)
+	s.countFault(fault, resp)
 	if fault == nil && acceptsCredentials(resp.StatusCode) {
 		s.Metrics.OriginUp(true)
 	}
@@ -209,31 +209,35 @@ func (t *trust) isRecent(now time.Time) bool {
 	return at != 0 && since >= 0 && since < trustTime
 }
 
-// countFault counts a fault of the store; nil is none. status is that of the
-// store's answer, or 0 if there was none.
-func (s *Server) countFault(fault *storefault.Error, status int) {
+// countFault counts a fault of the store; nil is none. resp is the answer that
+// shows it, or nil if there was none.
+func (s *Server) countFault(fault *storefault.Error, resp *http.Response) {
 	if fault == nil {
 		return
 	}
 	s.Metrics.OriginFault(string(fault.Kind))
-	if isOutage(fault.Kind, status) {
+	if isOutage(fault.Kind, resp) {
 		s.Metrics.OriginUp(false)
 	}
 }
 
 // isOutage reports whether a fault is one of the store itself, or of the proxy's
 // credentials, whatever the client has asked for. A store that throttles works;
-// a bucket that the client names may be in another region; and a gateway may
-// refuse a request with a page because of its path or length.
-func isOutage(kind storefault.Kind, status int) bool {
-	switch kind {
-	case storefault.Throttled, storefault.Redirect:
+// a bucket that the client names may be in another region; a gateway may refuse
+// a request with a page because of its path or length; and the store itself,
+// which gives each request an id, may have an object without an ETag.
+func isOutage(kind storefault.Kind, resp *http.Response) bool {
+	switch {
+	case kind == storefault.Throttled, kind == storefault.Redirect:
 		return false
-	case storefault.Foreign:
-		return status < 400 || status >= 500 ||
-			status == http.StatusUnauthorized || status == http.StatusProxyAuthRequired
-	default:
+	case kind != storefault.Foreign, resp == nil:
 		return true
+	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusProxyAuthRequired:
+		return true
+	case resp.StatusCode < 300:
+		return resp.Header.Get("X-Amz-Request-Id") == ""
+	default:
+		return resp.StatusCode < 400 || resp.StatusCode >= 500
 	}
 }
 

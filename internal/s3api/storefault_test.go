@@ -258,6 +258,8 @@ func TestOriginUp(t *testing.T) {
 		{"clock", 403, nil, refusal("RequestTimeTooSkewed", ""), down, down},
 		{"a login page", 200, htmlPage, "<html>log in</html>", down, down},
 		{"another API", 401, nil, `{"error":"unauthorized"}`, down, down},
+		{"a redirect to a login page", 302, http.Header{"Location": {"https://login.example/"}}, "", down, down},
+		{"an object without an ETag", 200, http.Header{"X-Amz-Request-Id": {"1"}}, "text", up, down},
 		{"throttles", 503, nil, refusal("SlowDown", ""), up, down},
 		{"another region", 301, nil, refusal("PermanentRedirect", "<Region>eu-west-1</Region>"), up, down},
 		{"a gateway that refuses a path", 403, htmlPage, "<html>blocked</html>", up, down},
