@@ -40,10 +40,19 @@ func want(t *testing.T, got []string, lines ...string) {
 func TestOriginUp(t *testing.T) {
 	m := metrics.New()
 	want(t, scrape(t, m, "cmekproxy_origin_up"))
-	m.OriginUp(false)
-	want(t, scrape(t, m, "cmekproxy_origin_up"), "cmekproxy_origin_up 0")
-	m.OriginUp(true)
-	want(t, scrape(t, m, "cmekproxy_origin_up"), "cmekproxy_origin_up 1")
+	if up := m.OriginState(); up != nil {
+		t.Errorf("up %v before the first answer", *up)
+	}
+	for _, row := range []struct {
+		up   bool
+		line string
+	}{{false, "cmekproxy_origin_up 0"}, {true, "cmekproxy_origin_up 1"}} {
+		m.OriginUp(row.up)
+		want(t, scrape(t, m, "cmekproxy_origin_up"), row.line)
+		if up := m.OriginState(); up == nil || *up != row.up {
+			t.Errorf("after OriginUp(%v): %v", row.up, up)
+		}
+	}
 }
 
 func TestReloaded(t *testing.T) {

@@ -53,6 +53,15 @@ func (m *Metrics) Reloaded(now time.Time, err error) {
 // OriginUp records whether the store answers with the proxy's credentials.
 func (m *Metrics) OriginUp(up bool) { m.answering.set(up) }
 
+// OriginState returns what OriginUp has recorded last, or nil.
+func (m *Metrics) OriginState() *bool {
+	state := m.answering.state.Load()
+	if state == 0 {
+		return nil
+	}
+	return new(state == isUp)
+}
+
 // latch is a gauge of 1 or 0 that has no value before it is first set.
 type latch struct {
 	desc  *prometheus.Desc
