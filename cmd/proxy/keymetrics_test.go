@@ -42,6 +42,12 @@ func TestMetricsOfAProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	resp, err := http.Get("http://" + listen + "/%ff%fe%00/k") // no name that breaks a scrape
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+
 	shows("cmekproxy_origin_up 1\n", `cmekproxy_key_usable{key="main"} 1`, `cmekproxy_kms_breaker_open{key="main"} 0`,
 		`cmekproxy_client_requests_total{client="app",status_class="2xx"} 1`,
 		`cmekproxy_bucket_bytes_total{bucket="bucket",direction="in"} 4`,

@@ -56,7 +56,7 @@ cp deploy/prometheus/alerts.yaml deploy/compose/prometheus.yaml "$rules"
 "$promtool" check config "$rules/prometheus.yaml"
 
 echo "== dashboard"
-(cd deploy/internal/dashboard && go vet . && go test -count=1 . && go run . rules >"$rules/dashboard.yaml")
+(cd deploy/internal/dashboard && go mod tidy -diff && go vet . && go test -count=1 . && go run . rules >"$rules/dashboard.yaml")
 "$promtool" check rules "$rules/dashboard.yaml"
 sed -i '0,/sum by (operation) (/s//sum by (operation (/' "$rules/dashboard.yaml"
 refused "a misspelt expression" "$promtool" check rules "$rules/dashboard.yaml"

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode"
@@ -136,5 +138,34 @@ func TestBuild(t *testing.T) {
 	if len(lines) != 1 || !strings.Contains(lines[0], `fips="on",goversion="go`) ||
 		!strings.Contains(lines[0], `revision="abc",version="1.2.3"} 1`) {
 		t.Error(lines)
+	}
+}
+
+// The limit holds for requests at the same time.
+func TestCountByNameTogether(t *testing.T) {
+	m := metrics.New()
+	m.CountByName(3, 3)
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			for j := range 100 {
+				name := fmt.Sprint((i + j) % 10)
+				m.RequestBy(name, name, 200, 1, 0)
+			}
+		})
+	}
+	all.Wait()
+
+	lines, total := scrape(t, m, `cmekproxy_bucket_bytes_total{`), 0
+	for _, line := range lines {
+		_, value, _ := strings.Cut(line, "} ")
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += n
+	}
+	if len(lines) != 2*(3+2) || total != 800 {
+		t.Errorf("%d series with %d bytes, want 10 with 800", len(lines), total)
 	}
 }
