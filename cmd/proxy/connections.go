@@ -2,11 +2,12 @@ package main
 
 import (
 	"container/list"
-	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/clientaddr"
 )
 
 // connections are the open connections of the S3 port. Their number is
@@ -115,7 +116,7 @@ func (c *connections) waitForPlace() bool {
 			if wait = idleAfter - time.Since(conn.since); wait <= 0 {
 				c.oldest.Remove(first)
 				delete(c.waiting, conn.Conn)
-				_ = below(conn.Conn).Close()
+				_ = clientaddr.TCP(conn.Conn).Close()
 				continue
 			}
 		}
@@ -134,17 +135,9 @@ func (c *connections) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for conn := range c.active {
-		if tcp, ok := below(conn).(*net.TCPConn); ok {
+		if tcp, ok := clientaddr.TCP(conn).(*net.TCPConn); ok {
 			_ = tcp.SetLinger(0)
 			_ = tcp.Close()
 		}
 	}
-}
-
-// below returns the connection below TLS, if it is used.
-func below(conn net.Conn) net.Conn {
-	if secure, ok := conn.(*tls.Conn); ok {
-		return secure.NetConn()
-	}
-	return conn
 }

@@ -94,6 +94,8 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		Now:           time.Now,
 		Random:        rand.Reader,
 		LocalTLS:      cfg.TLS.EndsOnThisMachine,
+
+		TrustedProxies: trustedProxies(cfg.TrustedProxies),
 	})
 	s.s3, s.load = api, api.Load
 	s.exportLoad(api)

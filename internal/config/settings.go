@@ -33,6 +33,14 @@ type Config struct {
 	// s3.example.com, a request to photos.s3.example.com is for the bucket
 	// photos. If empty, only path-style requests are supported.
 	Domains []string `yaml:"domains" scope:"server"`
+	// TrustedProxies are networks of load balancers and other proxies, as
+	// ADDRESS/BITS, that say the address of their client: in X-Forwarded-For,
+	// or with ProxyProtocol. Empty means that no one is trusted to.
+	TrustedProxies []string `yaml:"trusted_proxies" scope:"server"`
+	// ProxyProtocol says whether connections to the S3 port begin with a
+	// PROXY protocol header. With Required, all of them must come from
+	// TrustedProxies and have one. Off or Required, default Off.
+	ProxyProtocol string `yaml:"proxy_protocol" scope:"server" values:"off required"`
 	// TLS enables TLS on the S3 port. Without it, the port uses plain HTTP.
 	TLS TLS `yaml:"tls" scope:"server"`
 	// Origin is the store behind the proxy.
@@ -440,6 +448,12 @@ const (
 	Accept = "accept"
 )
 
+// The values of ProxyProtocol.
+const (
+	Off      = "off"
+	Required = "required"
+)
+
 // The values of Origin.Keys.
 const (
 	PathKeys    = string(keyname.Path)
@@ -571,7 +585,8 @@ type Limits struct {
 // defaults returns the Config with all defaults.
 func defaults() *Config {
 	return &Config{
-		AdminListen: "127.0.0.1:9001",
+		AdminListen:   "127.0.0.1:9001",
+		ProxyProtocol: Off,
 		Origin: Origin{
 			PathStyle: true, ChecksumTrailer: Auto, TruncatedUploads: Refuse, ETagPartCount: Auto,
 			SSE:            SSE{Algorithm: "none"},

@@ -68,6 +68,7 @@ type logged struct {
 	id      string // newCall
 	op      string // S3's name of the operation; "Unknown" until handle sets it
 	start   time.Time
+	remote  string // the client's address, only for logs: newCall
 	keyID   string // id of the KMS key that was used: headers.go
 	aborted bool   // finish cut the connection, because the response had begun
 
@@ -81,6 +82,7 @@ type logged struct {
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
 	c := &call{server: s, Request: r, secure: s.overTLS(r), cancelContext: cancel}
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
+	c.remote = s.TrustedProxies.Client(r.RemoteAddr, r.Header["X-Forwarded-For"])
 	c.idle.begin(s.IdleTimeout, *http.NewResponseController(w), s.Now)
 	c.w.ResponseWriter, c.w.idle = w, &c.idle
 	c.reader = s.newReader(c)

@@ -3,7 +3,6 @@ package s3api
 import (
 	"context"
 	"encoding/base64"
-	"net"
 	"net/http"
 	"strings"
 
@@ -99,8 +98,7 @@ func (s *Server) overTLS(r *http.Request) bool {
 	if r.TLS != nil || !s.LocalTLS {
 		return r.TLS != nil
 	}
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	return err == nil && net.ParseIP(host).IsLoopback()
+	return fromThisMachine(r)
 }
 
 // readingKey returns the customer key for what the call reads.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/capability"
+	"github.com/cmekproxy/cmekproxy/internal/clientaddr"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
@@ -48,6 +49,9 @@ type Config struct {
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
 
+	// TrustedProxies may say the client's address, in X-Forwarded-For. It is
+	// for logs only. Nil for none.
+	TrustedProxies clientaddr.Proxies
 	// LocalTLS treats requests from loopback addresses as if they came over
 	// TLS: a TLS terminator runs on this machine.
 	LocalTLS bool
@@ -328,7 +332,7 @@ func (s *Server) record(c *call, answer *Error) {
 		zap.String("bucket", c.bucket),
 		zap.String("key", c.key),
 		zap.String("client", c.clientName()),
-		zap.String("remote", c.RemoteAddr),
+		zap.String("remote", c.remote),
 		zap.Int("status", c.w.status),
 		zap.Int64("bytes_in", c.in.Load()),
 		zap.Int64("bytes_out", c.w.bytes),
