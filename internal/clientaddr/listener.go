@@ -121,8 +121,9 @@ func (c *Conn) readHeader() error {
 func (c *Conn) refuse(err error) {
 	c.err = io.EOF
 	_ = c.Close()
-	switch {
-	case !errors.Is(err, proxyproto.ErrNoProxyProtocol):
+	_, broken := err.(net.Error) //nolint:errorlint // an error while a header is parsed is wrapped
+	switch noHeader := broken || errors.Is(err, proxyproto.ErrNoProxyProtocol); {
+	case !noHeader:
 		c.listener.Refused(c.Conn.RemoteAddr(), ErrBadHeader, err)
 	case c.reader.Buffered() > 0:
 		c.listener.Refused(c.Conn.RemoteAddr(), ErrNoHeader, nil)

@@ -236,6 +236,24 @@ func mustRefuse(t *testing.T, address string, refused <-chan refusal, want error
 	}
 }
 
+// TestResetByPeer: some health checks end in a TCP reset.
+func TestResetByPeer(t *testing.T) {
+	address, refused := listen(t, time.Minute, trusted("127.0.0.0/8"))
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tcp, ok := conn.(*net.TCPConn); !ok || tcp.SetLinger(0) != nil {
+		t.Fatal("no linger")
+	}
+	conn.Close()
+
+	mustRefuse(t, address, refused, clientaddr.ErrNoHeader, "GET / HTTP/1.1\r\n\r\n") // the only refusal
+	if len(refused) > 0 {
+		t.Error(<-refused)
+	}
+}
+
 // TestSilentPeer: a peer that sends nothing is closed after the timeout, and
 // not logged.
 func TestSilentPeer(t *testing.T) {

@@ -64,6 +64,28 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// TestClientAllocates: only the text of an address that was found.
+func TestClientAllocates(t *testing.T) {
+	proxies, forwarded := trusted("10.0.0.0/24", "fd00::/64"), []string{"198.51.100.1, 203.0.113.7, 10.0.0.2"}
+	for _, row := range []struct {
+		name, remote string
+		proxies      clientaddr.Proxies
+		forwarded    []string
+		want         float64
+	}{
+		{"off", "10.0.0.1:4711", nil, forwarded, 0},
+		{"no header", "10.0.0.1:4711", proxies, nil, 0},
+		{"another peer", "192.0.2.1:4711", proxies, forwarded, 0},
+		{"on", "10.0.0.1:4711", proxies, forwarded, 1},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if n := testing.AllocsPerRun(100, func() { row.proxies.Client(row.remote, row.forwarded) }); n > row.want {
+				t.Errorf("%v allocations, want %v", n, row.want)
+			}
+		})
+	}
+}
+
 func TestIsLoopback(t *testing.T) {
 	for address, want := range map[string]bool{
 		"127.0.0.1": true, "127.8.9.1": true, "::1": true, "::ffff:127.0.0.1": true, "10.0.0.1": false, "0.0.0.0": false,
