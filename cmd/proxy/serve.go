@@ -131,6 +131,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 		zap.Bool("tls", s.tls != nil),
 		zap.Stringer("revocation_window", s.keys.Window(s.cache.TTL())),
 		zap.String("version", versionString()),
+		zap.String("fips140", fipsModule()),
 	)
 
 	if ready != nil {
