@@ -84,6 +84,7 @@ func newRoot() *cobra.Command {
 		configCommand(),
 		serveCommand(),
 		checkCommand(),
+		healthCommand(),
 		cleanerCommand(),
 		keysCommand(),
 		recoveryCommand(),
