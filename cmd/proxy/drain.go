@@ -96,6 +96,7 @@ func (s *server) drain(cause error, s3 *http.Server) error {
 
 	s.log.Info("draining", zap.Error(cause), zap.Stringer("shutdown_delay", s.delay(cause)),
 		zap.Stringer("shutdown_grace", s.cfg.Limits.ShutdownGrace))
+	s.notifyStopping()
 	select {
 	case <-time.After(s.delay(cause)):
 	case <-grace.Done():

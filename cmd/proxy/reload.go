@@ -48,6 +48,7 @@ func (s *server) obey(ctx context.Context, signal os.Signal) {
 	case syscall.SIGUSR1:
 		_, _ = s.purge("", false, "SIGUSR1", "") // purge logs its result
 	case syscall.SIGHUP:
+		defer s.notifyReloading()()
 		s.reopenAudit()
 		s.checkFiles()
 		s.reload(ctx)

@@ -133,6 +133,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 		zap.String("version", versionString()),
 		zap.String("fips140", fipsModule()),
 	)
+	s.notify("READY=1", "STATUS=serving S3 on "+s3.Addr().String())
 
 	if ready != nil {
 		ready(s3.Addr())
