@@ -24,22 +24,6 @@ build() {
 }
 build "$work/Dockerfile" "$work/build"
 
-# described fails unless the image says what it is and how to run it.
-described() (
-  open_image
-  has "the user" 65532:65532 "$user"
-  has "the entry point" "/cmekproxy serve" "${entrypoint[*]} ${command[*]}"
-  has "the health check" "CMD /cmekproxy health" "${health[*]}"
-  has "the ports" "map[9000/tcp:{} 9002/tcp:{}]" "$(inspect .Docker.Config.ExposedPorts)"
-  label() { has "the label $1" "$2" "$(inspect "index .Docker.Config.Labels \"org.opencontainers.image.$1\"")"; }
-  label title cmekproxy
-  label description "S3 proxy that encrypts objects under the key owner's KMS key"
-  label source https://github.com/cmekproxy/cmekproxy
-  label licenses Apache-2.0
-  label version "$version"
-  label revision "$revision"
-  label created "$created"
-)
 echo "== what the image says"
 described
 mkdir -p "$work/empty/image"

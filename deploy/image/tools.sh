@@ -63,6 +63,25 @@ refused_for() {
 # has WHAT WANT GOT compares.
 has() { [ "$2" = "$3" ] || fail "$1 of the image: want \"$2\", got \"$3\""; }
 
+# described fails unless the image says what it is, with $version, $revision and
+# $created, and how to run it.
+described() (
+  # shellcheck disable=SC2030,SC2031 # each image is opened in a shell of its own
+  open_image
+  has "the user" 65532:65532 "$user"
+  has "the entry point" "/cmekproxy serve" "${entrypoint[*]} ${command[*]}"
+  has "the health check" "CMD /cmekproxy health" "${health[*]}"
+  has "the ports" "map[9000/tcp:{} 9002/tcp:{}]" "$(inspect .Docker.Config.ExposedPorts)"
+  label() { has "the label $1" "$2" "$(inspect "index .Docker.Config.Labels \"org.opencontainers.image.$1\"")"; }
+  label title cmekproxy
+  label description "S3 proxy that encrypts objects under the key owner's KMS key${1:-}"
+  label source https://github.com/cmekproxy/cmekproxy
+  label licenses Apache-2.0
+  label version "$version"
+  label revision "$revision"
+  label created "$created"
+)
+
 # configure writes a configuration, secrets and a key for the proxy in $tree, as
 # an orchestrator mounts them. Its store is not there.
 configure() {
