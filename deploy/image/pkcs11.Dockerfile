@@ -1,6 +1,6 @@
 # The image with PKCS#11, for a hardware security module. The vendor's library is
 # a shared object, so this one needs cgo, a dynamic loader and a C library, and
-# with them comes Debian: about 75 MB more than the image of ../../Dockerfile,
+# with them comes Debian: the image has 168 MB in deploy/image/full.sh and not 35,
 # and packages to keep up to date. It is built on the platform that it is for,
 # because cgo needs that platform's compiler.
 #
