@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,7 +68,7 @@ func askHealth(ctx context.Context, path, resource string, stdout io.Writer) err
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s did not answer in time: the proxy hangs or is overloaded, or --timeout is too short", url)
 	case err != nil:
-		return fmt.Errorf("%w: is the proxy running, with health_listen or admin_listen as in %s?", err, path)
+		return fmt.Errorf("%w (the address is from %s)", err, path)
 	}
 
 	_, err = fmt.Fprintln(stdout, answer)
@@ -85,7 +84,7 @@ func get(ctx context.Context, url string) (string, error) {
 	}
 	response, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(request)
 	if err != nil {
-		return "", fmt.Errorf("asking %s: %w", url, err)
+		return "", fmt.Errorf("asking %s: %w: is the proxy running, on that port?", url, err)
 	}
 	defer response.Body.Close()
 
@@ -94,10 +93,14 @@ func get(ctx context.Context, url string) (string, error) {
 		return "", fmt.Errorf("reading the answer of %s: %w", url, err)
 	}
 	answer := strings.TrimSpace(string(text))
-	if response.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s answers %s (%s)", url, response.Status, cmp.Or(answer, "no text"))
+	switch response.StatusCode {
+	case http.StatusOK:
+		return answer, nil
+	case http.StatusServiceUnavailable:
+		return "", fmt.Errorf("%s answers %s: the proxy takes no new clients; %s", url, response.Status, answer)
+	default:
+		return "", fmt.Errorf("%s answers %s: is that the health port of cmekproxy?", url, response.Status)
 	}
-	return answer, nil
 }
 
 // reachable returns the address to connect to for a listener. One on all

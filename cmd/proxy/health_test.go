@@ -86,10 +86,10 @@ func TestHealthFails(t *testing.T) {
 		args          []string
 		code          int
 	}{
-		{"draining", answer(http.StatusServiceUnavailable, "draining\n"), "503 Service Unavailable (draining)", nil, 1},
-		{"another server", answer(http.StatusNotFound, ""), "404 Not Found (no text)", nil, 1},
+		{"draining", answer(http.StatusServiceUnavailable, "draining\n"), "503 Service Unavailable: the proxy takes no new clients; draining", nil, 1},
+		{"another server", answer(http.StatusNotFound, ""), "404 Not Found: is that the health port of cmekproxy?", nil, 1},
 		{"a redirect", answer(http.StatusFound, ""), "302 Found", nil, 1},
-		{"nothing listens", freePort(t), "connection refused: is the proxy running, with health_listen", nil, 1},
+		{"nothing listens", freePort(t), "connection refused: is the proxy running, on that port?", nil, 1},
 		{"no answer", hanging, "did not answer in time", []string{"--timeout", "50ms"}, 1},
 		{"no time", hanging, "--timeout is 0s, and must be more than 0", []string{"--timeout", "0"}, 2},
 		{"any port", "127.0.0.1:0", "health_listen has port 0", nil, 1},

@@ -11,7 +11,7 @@ for program in jq file; do
   "${apt[@]}" update
   "${apt[@]}" install -y --no-install-recommends jq file >/dev/null
 done
-version=0.1.0
+version=0.1.0 revision=$(git rev-parse HEAD)
 trap 'rm -rf "$work/release-1" "$work/another" "$work/release-cache"' EXIT
 fail() { echo "deploy: $*" >&2; exit 1; }
 
@@ -45,7 +45,7 @@ for platform in linux-amd64 linux-arm64 darwin-arm64; do
   tar --extract --gzip --directory "$work/release-1" --file "$dist/$name.tar.gz"
   program=$work/release-1/$name/cmekproxy
   settings=$(go version -m "$program")
-  grep -qF "vcs.revision=$(git rev-parse HEAD)" <<<"$settings" || fail "$name does not have the commit"
+  grep -qF "vcs.revision=$revision" <<<"$settings" || fail "$name does not have the commit"
   ! grep -qF "$work" "$program" || fail "$name has the path of the machine that built it"
 
   # Every module in the program is in its bill of materials, and the same.
