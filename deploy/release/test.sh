@@ -56,5 +56,6 @@ for platform in linux-amd64 linux-arm64 darwin-arm64; do
 done
 file "$work/release-1/cmekproxy-$version-linux-arm64/cmekproxy" | grep -q 'ELF 64-bit.*aarch64.*statically linked'
 file "$work/release-1/cmekproxy-$version-darwin-arm64/cmekproxy" | grep -q 'Mach-O 64-bit.*arm64'
-"$work/release-1/cmekproxy-$version-linux-$(go env GOARCH)/cmekproxy" version | tee /dev/stderr | grep -qF "cmekproxy $version ("
+line=$("$work/release-1/cmekproxy-$version-linux-$(go env GOARCH)/cmekproxy" version)
+[[ $line == "cmekproxy $version ("* ]] || fail "the program says $line"
 echo "deploy/release: both builds are equal, and all valid"
