@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -59,11 +60,7 @@ func versionString() string {
 // describeBuild returns the version that "go install MODULE@VERSION" was
 // given, or the tag of the commit, or else the commit.
 func describeBuild(info *debug.BuildInfo) string {
-	settings := make(map[string]string)
-	for _, s := range info.Settings {
-		settings[s.Key] = s.Value
-	}
-	commit, modified := settings["vcs.revision"], settings["vcs.modified"] == "true"
+	commit, modified := setting(info, "vcs.revision"), setting(info, "vcs.modified") == "true"
 
 	// Without a tag, Go makes a version from the time and the commit.
 	short := commit[:min(len(commit), 12)]
@@ -79,4 +76,23 @@ func describeBuild(info *debug.BuildInfo) string {
 	default:
 		return "devel " + commit
 	}
+}
+
+// revision returns the commit of the source, or "" if the Go toolchain did not
+// record it.
+func revision() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	return setting(info, "vcs.revision")
+}
+
+// setting returns what the Go toolchain recorded under a name, or "".
+func setting(info *debug.BuildInfo, name string) string {
+	i := slices.IndexFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == name })
+	if i < 0 {
+		return ""
+	}
+	return info.Settings[i].Value
 }
