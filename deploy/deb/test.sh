@@ -5,12 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/tools.sh
 
-if ! command -v lintian >/dev/null || ! command -v systemd-analyze >/dev/null || ! command -v man >/dev/null; then
-  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
-  "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends lintian systemd man-db >/dev/null
-fi
+internal/tools/packages.sh lintian systemd man-db
 
 export DEBFULLNAME='A Maintainer' DEBEMAIL=maintainer@packages.test
 refused "a package without a maintainer" env -u DEBFULLNAME -u DEBEMAIL GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null \

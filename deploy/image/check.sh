@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/tools.sh
 . deploy/image/tools.sh
-packages buildah openssl curl ca-certificates tzdata
+internal/tools/packages.sh buildah openssl curl ca-certificates tzdata
 version=$(deploy/version.sh) revision=$(git rev-parse HEAD) created=2026-01-02T03:04:05Z
 trap clean EXIT
 

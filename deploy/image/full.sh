@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/tools.sh
 . deploy/image/tools.sh
-packages buildah debootstrap curl file qemu-user
+internal/tools/packages.sh buildah debootstrap curl file qemu-user
 version=$(deploy/version.sh) revision=$(git rev-parse HEAD) created=2026-01-02T03:04:05Z
 trap clean EXIT
 go mod download

@@ -4,13 +4,6 @@
 storage=$work/images
 image=cmekproxy-test
 
-# packages PACKAGE... installs those that are not there.
-packages() {
-  if ! dpkg -s "$@" >/dev/null 2>&1; then
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq update
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null
-  fi
-}
 root=()
 if (($(id -u) != 0)); then root=(sudo); fi
 

@@ -4,13 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/tools.sh
-for program in jq file; do
-  command -v "$program" >/dev/null && continue
-  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
-  "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends jq file >/dev/null
-done
+internal/tools/packages.sh jq file
 version=0.1.0 revision=$(git rev-parse HEAD)
 trap 'rm -rf "$work/release-1" "$work/another" "$work/release-cache"' EXIT
 fail() { echo "deploy: $*" >&2; exit 1; }
