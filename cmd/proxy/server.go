@@ -18,6 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // Limits without a setting.
@@ -40,6 +41,7 @@ type server struct {
 	s3         http.Handler
 	open       *connections
 	load       func() s3api.Load
+	tracer     *tracing.Tracer // nil if tracing is off
 	tls        *pemfile.Server // nil for plain HTTP
 }
 
@@ -70,6 +72,10 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		}
 	}
 
+	if s.tracer, err = buildTracing(ctx, cfg.Tracing, log, s.metrics); err != nil {
+		s.backend.close()
+		return nil, err
+	}
 	api := s3api.New(s3api.Config{
 		Origin:        s.origin,
 		Keys:          s.keys,
@@ -81,6 +87,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		KeyNames:      keyname.Store(cfg.Origin.Keys),
 		Log:           log,
 		Metrics:       s.metrics,
+		Tracing:       s.tracer,
 		IdleTimeout:   cfg.Limits.IdleTimeout,
 		HeaderTimeout: cfg.Limits.HeaderTimeout,
 		MaxConcurrent: cfg.Limits.MaxConcurrentRequests,
@@ -100,6 +107,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 }
 
 func (s *server) close() {
+	s.sendLastSpans()
 	s.backend.close()
 	if s.audit != nil {
 		_ = s.audit.Close() // each record was written, or its writer got an error

@@ -62,7 +62,7 @@ func (d *decoder) checkServer(c *Config) {
 	d.checkRuleClients(c)
 	d.checkOutageWait(c)
 	d.checkAudit(&c.Audit)
-
+	d.checkTracing(&c.Tracing)
 	d.checkLimits(&c.Limits)
 }
 

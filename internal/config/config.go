@@ -21,6 +21,7 @@
 //	template.go    keys that are templates
 //	tenant.go      files of tenants
 //	address.go     checks of addresses and URLs
+//	tracing.go     checks of the receiver of spans
 //	errors.go      Error, and suggestions for misspelled names
 //	words.go       struct tags, and words for errors
 package config
