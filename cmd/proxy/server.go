@@ -18,6 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/cmekproxy/cmekproxy/internal/statuspage"
 	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
@@ -40,6 +41,7 @@ type server struct {
 	adminToken atomic.Pointer[config.Secret]
 	s3         http.Handler
 	open       *connections
+	history    *statuspage.History
 	load       func() s3api.Load
 	tracer     *tracing.Tracer // nil if tracing is off
 	tls        *pemfile.Server // nil for plain HTTP
