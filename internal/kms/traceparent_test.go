@@ -83,19 +83,16 @@ func TestTraceparent(t *testing.T) {
 			traced := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
 				TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled,
 			}))
-			for _, step := range []struct {
-				ctx  context.Context
-				want string
-			}{
-				{traced, "00-01000000000000000000000000000000-0200000000000000-01"},
-				{t.Context(), ""},
-			} {
-				_, _, err := kms.Generate(step.ctx, w, nil)
+			check := func(ctx context.Context, want string) {
+				t.Helper()
+				_, _, err := kms.Generate(ctx, w, nil)
 				must(t, err)
-				if got := sent.last.Load(); got == nil || *got != step.want {
-					t.Errorf("the KMS gets %v, want %q", got, step.want)
+				if got := sent.last.Load(); got == nil || *got != want {
+					t.Errorf("the KMS gets %v, want %q", got, want)
 				}
 			}
+			check(traced, "00-01000000000000000000000000000000-0200000000000000-01")
+			check(t.Context(), "")
 		})
 	}
 }
