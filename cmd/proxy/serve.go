@@ -194,6 +194,13 @@ func (s *server) watchCertificate() {
 		"Expiry of the certificate of the S3 port, in Unix time.",
 		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) },
 	)
+	if !s.tls.ClientAuthorityExpiry().IsZero() {
+		s.metrics.Gauge(
+			"cmekproxy_tls_client_ca_expiry_timestamp_seconds",
+			"Expiry of the first authority in client_ca_file to expire, in Unix time.",
+			func() float64 { return float64(s.tls.ClientAuthorityExpiry().Unix()) },
+		)
+	}
 	if err := s.tls.Valid(time.Now()); err != nil {
 		s.log.Error(
 			"clients will reject the certificate of the S3 port",

@@ -104,6 +104,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 	})
 	s.s3, s.load = api, api.Load
 	s.exportLoad(api)
+	s.exportProcess()
 
 	return s, nil
 }

@@ -60,6 +60,8 @@ type Config struct {
 	Audit Audit `yaml:"audit" scope:"server"`
 	// Tracing sends spans to a receiver. Without it, there is no tracing.
 	Tracing Tracing `yaml:"tracing" scope:"server"`
+	// Metrics adds metrics whose number depends on the load.
+	Metrics Metrics `yaml:"metrics" scope:"server"`
 	// Limits protect the proxy from its clients.
 	Limits Limits `yaml:"limits" scope:"server"`
 }
@@ -541,6 +543,15 @@ type Tracing struct {
 type TracingHeader struct {
 	Name  string `yaml:"name" config:"required"`
 	Value Secret `yaml:"value" config:"required"`
+}
+
+// Metrics adds metrics whose number depends on the load.
+type Metrics struct {
+	// Clients and Buckets are how many clients and buckets have their own
+	// counters of requests and bytes. Further ones share a label. 0 to
+	// 10000. 0, the default, means no such counters.
+	Clients int `yaml:"clients"`
+	Buckets int `yaml:"buckets"`
 }
 
 // Limits protect the proxy from its clients. None of them can be disabled.

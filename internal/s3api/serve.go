@@ -375,6 +375,7 @@ func (s *Server) record(c *call, answer *Error) {
 
 	log("request", fields...)
 	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes, c.exemplar())
+	s.Metrics.RequestBy(c.clientName(), c.bucket, c.w.status, c.in.Load(), c.w.bytes)
 	c.endTrace(countedCode(code))
 }
 
