@@ -45,7 +45,9 @@ func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpa
 		lost = min(lost, e.receiver.rejected.Load())
 	}
 
-	e.waiting.Add(-int64(len(spans)))
+	if e.waiting.Add(-int64(len(spans))) < 0 {
+		return nil // abandon has counted them
+	}
 	e.exported.Add(uint64(len(spans)) - uint64(lost))
 	e.note(err, uint64(lost))
 	return nil
