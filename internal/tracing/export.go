@@ -21,7 +21,7 @@ import (
 type exporter struct {
 	next     sdktrace.SpanExporter
 	receiver *receiver
-	resource *resource.Resource
+	identity *resource.Resource
 	report   func(err error, lost uint64) // may be nil
 
 	waiting           atomic.Int64 // spans that have ended and were neither sent nor dropped
@@ -35,7 +35,7 @@ type exporter struct {
 func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	own := make([]sdktrace.ReadOnlySpan, len(spans))
 	for i, s := range spans {
-		own[i] = spanOf{s, e.resource}
+		own[i] = spanOf{s, e.identity}
 	}
 
 	e.receiver.rejected.Store(0)
@@ -104,11 +104,11 @@ func (e *exporter) abandon() {
 type spanOf struct {
 	sdktrace.ReadOnlySpan
 
-	resource *resource.Resource
+	identity *resource.Resource
 }
 
 // Resource implements sdktrace.ReadOnlySpan.
-func (s spanOf) Resource() *resource.Resource { return s.resource }
+func (s spanOf) Resource() *resource.Resource { return s.identity }
 
 // processor counts the spans that are dropped because too many wait. The
 // SDK's queue has room for all others.

@@ -67,15 +67,15 @@ func parentOf(h http.Header) trace.SpanContext {
 	if len(h["Traceparent"]) != 1 {
 		return trace.SpanContext{}
 	}
-	ctx := propagation.TraceContext{}.Extract(context.Background(), traceparent(h["Traceparent"][0]))
+	ctx := propagation.TraceContext{}.Extract(context.Background(), carrier(h["Traceparent"][0]))
 	return trace.SpanContextFromContext(ctx)
 }
 
-// traceparent is a propagation.TextMapCarrier with only this header.
-type traceparent string
+// carrier is a propagation.TextMapCarrier with only the header traceparent.
+type carrier string
 
 // Get implements propagation.TextMapCarrier.
-func (t traceparent) Get(name string) string {
+func (t carrier) Get(name string) string {
 	if name == "traceparent" {
 		return string(t)
 	}
@@ -83,10 +83,10 @@ func (t traceparent) Get(name string) string {
 }
 
 // Set implements propagation.TextMapCarrier.
-func (traceparent) Set(string, string) {}
+func (carrier) Set(string, string) {}
 
 // Keys implements propagation.TextMapCarrier.
-func (traceparent) Keys() []string { return []string{"traceparent"} }
+func (carrier) Keys() []string { return []string{"traceparent"} }
 
 // Traceparent returns the value of the header traceparent for a request
 // below the span of ctx, or "" for none.

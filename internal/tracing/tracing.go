@@ -112,7 +112,7 @@ func New(ctx context.Context, cfg Config) (*Tracer, error) {
 		return nil, fmt.Errorf("tracing: %w", err)
 	}
 
-	e := &exporter{next: client, receiver: receiver, report: cfg.Report, resource: resource.NewWithAttributes(
+	e := &exporter{next: client, receiver: receiver, report: cfg.Report, identity: resource.NewWithAttributes(
 		semconv.SchemaURL,
 		semconv.ServiceName(cfg.Service),
 		semconv.ServiceVersion(cfg.Version),

@@ -24,11 +24,11 @@ type Receiver struct {
 	URL    string
 	server *httptest.Server
 
-	mu       sync.Mutex
-	answer   http.HandlerFunc // nil to accept everything
-	spans    []Span
-	raw      bytes.Buffer
-	requests []*http.Request
+	mu     sync.Mutex
+	reply  http.HandlerFunc // nil to accept everything
+	got    []Span
+	bodies bytes.Buffer
+	seen   []*http.Request
 }
 
 // Span is a span as it was received.
@@ -52,13 +52,13 @@ func Start(t testing.TB) *Receiver {
 func (r *Receiver) Answer(h http.HandlerFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.answer = h
+	r.reply = h
 }
 
 func (r *Receiver) serve(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
-	answer := r.answer
-	r.requests = append(r.requests, req)
+	answer := r.reply
+	r.seen = append(r.seen, req)
 	r.mu.Unlock()
 	if answer != nil {
 		answer(w, req)
@@ -87,12 +87,12 @@ func (r *Receiver) take(req *http.Request) error {
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.raw.Write(body.Bytes())
+	r.bodies.Write(body.Bytes())
 	for _, group := range in.GetResourceSpans() {
 		resource := attributes(group.GetResource().GetAttributes())
 		for _, scope := range group.GetScopeSpans() {
 			for _, s := range scope.GetSpans() {
-				r.spans = append(r.spans, Span{s, resource})
+				r.got = append(r.got, Span{s, resource})
 			}
 		}
 	}
@@ -103,21 +103,21 @@ func (r *Receiver) take(req *http.Request) error {
 func (r *Receiver) Spans() []Span {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]Span(nil), r.spans...)
+	return append([]Span(nil), r.got...)
 }
 
 // Raw returns the bodies of all requests with spans.
 func (r *Receiver) Raw() []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return bytes.Clone(r.raw.Bytes())
+	return bytes.Clone(r.bodies.Bytes())
 }
 
 // Requests returns all requests. Their bodies are closed.
 func (r *Receiver) Requests() []*http.Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]*http.Request(nil), r.requests...)
+	return append([]*http.Request(nil), r.seen...)
 }
 
 // Attributes returns the attributes as text.
