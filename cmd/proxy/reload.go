@@ -182,6 +182,7 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	s.adminToken.Store(&next.AdminToken)
 
 	s.login.set(next.Origin)
+	s.tracer.SetHeader(tracingHeader(next.Tracing.Headers))
 	s.reopen(ctx, s.file.Config, next)
 	s.cache.SetTTL(dek.TTL)
 	s.cache.Resize(dek.MaxEntries)
@@ -208,7 +209,7 @@ func needsRestart(old, next *config.Config) (names []string) {
 	if a.Origin.AccessKey != "" && b.Origin.AccessKey != "" {
 		b.Origin.AccessKey, b.Origin.SecretKey = a.Origin.AccessKey, a.Origin.SecretKey
 	}
-	b.AdminToken = a.AdminToken
+	b.AdminToken, b.Tracing.Headers = a.AdminToken, a.Tracing.Headers
 	// Rules have taken these two over.
 	b.Encryption.PlaintextObjects, b.Encryption.CustomerKeys = a.Encryption.PlaintextObjects, a.Encryption.CustomerKeys
 	a.Keys, b.Keys = keysWithoutSecrets(a.Keys), keysWithoutSecrets(b.Keys)

@@ -20,6 +20,10 @@ func TestNeedsRestart(t *testing.T) {
 		"encryption.verify_head":       {func(c *config.Config) { c.Encryption.VerifyHead = true }, []string{"encryption"}},
 		"secret of the store":          {func(c *config.Config) { c.Origin.SecretKey = "another" }, nil},
 		"endpoint of the store":        {func(c *config.Config) { c.Origin.Endpoint = "http://other" }, []string{"origin"}},
+		"headers for the receiver of spans": {func(c *config.Config) {
+			c.Tracing.Headers = []config.TracingHeader{{Name: "Authorization", Value: "another"}}
+		}, nil},
+		"receiver of spans": {func(c *config.Config) { c.Tracing.Endpoint = "http://127.0.0.1:1" }, []string{"tracing"}},
 		"listen and limits": {func(c *config.Config) {
 			c.Listen, c.Limits.MaxConcurrentRequests = "127.0.0.1:1", 1
 		}, []string{"listen", "limits"}},

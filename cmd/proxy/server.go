@@ -19,6 +19,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/statuspage"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // Limits without a setting.
@@ -42,6 +43,7 @@ type server struct {
 	open       *connections
 	history    *statuspage.History
 	load       func() s3api.Load
+	tracer     *tracing.Tracer // nil if tracing is off
 	tls        *pemfile.Server // nil for plain HTTP
 }
 
@@ -72,6 +74,10 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		}
 	}
 
+	if s.tracer, err = buildTracing(ctx, cfg.Tracing, log, s.metrics); err != nil {
+		s.backend.close()
+		return nil, err
+	}
 	api := s3api.New(s3api.Config{
 		Origin:        s.origin,
 		Keys:          s.keys,
@@ -83,6 +89,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		KeyNames:      keyname.Store(cfg.Origin.Keys),
 		Log:           log,
 		Metrics:       s.metrics,
+		Tracing:       s.tracer,
 		IdleTimeout:   cfg.Limits.IdleTimeout,
 		HeaderTimeout: cfg.Limits.HeaderTimeout,
 		MaxConcurrent: cfg.Limits.MaxConcurrentRequests,
@@ -103,6 +110,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 }
 
 func (s *server) close() {
+	s.sendLastSpans()
 	s.backend.close()
 	if s.audit != nil {
 		_ = s.audit.Close() // each record was written, or its writer got an error

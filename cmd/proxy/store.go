@@ -60,7 +60,8 @@ func openStore(
 		return nil, err
 	}
 
-	retrier := origin.NewRetrier(transport, origin.RetryConfig{Observe: s3api.RecordRetry})
+	traced := tracedTransport(transport, cfg.Tracing)
+	retrier := origin.NewRetrier(traced, origin.RetryConfig{Observe: s3api.RecordRetry})
 	s := &store{settings: cfg.Origin}
 	s.login, _ = credentials.(*staticLogin)
 	open := func(uploads func(context.Context, string) (origin.Uploads, error)) *origin.Origin {

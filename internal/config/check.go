@@ -62,6 +62,7 @@ func (d *decoder) checkServer(c *Config) {
 	d.checkRuleClients(c)
 	d.checkOutageWait(c)
 	d.checkAudit(&c.Audit)
+	d.checkTracing(&c.Tracing)
 	d.checkMetrics(&c.Metrics)
 
 	d.checkLimits(&c.Limits)

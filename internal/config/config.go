@@ -22,6 +22,7 @@
 //	tenant.go      files of tenants
 //	address.go     checks of addresses and URLs
 //	health.go      the address of health checks, without the rest
+//	tracing.go     checks of the receiver of spans
 //	errors.go      Error, and suggestions for misspelled names
 //	words.go       struct tags, and words for errors
 package config

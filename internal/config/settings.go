@@ -58,6 +58,8 @@ type Config struct {
 	Log Log `yaml:"log" scope:"server"`
 	// Audit configures the audit log. Without it, there is no audit log.
 	Audit Audit `yaml:"audit" scope:"server"`
+	// Tracing sends spans to a receiver. Without it, there is no tracing.
+	Tracing Tracing `yaml:"tracing" scope:"server"`
 	// Metrics adds metrics whose number depends on the load.
 	Metrics Metrics `yaml:"metrics" scope:"server"`
 	// Limits protect the proxy from its clients.
@@ -514,6 +516,35 @@ type Audit struct {
 	MaxFiles int `yaml:"max_files"`
 }
 
+// Tracing sends spans to a receiver of OpenTelemetry. Environment variables
+// such as OTEL_EXPORTER_OTLP_ENDPOINT have no effect.
+type Tracing struct {
+	// Endpoint is the base URL of a receiver of OTLP over HTTP; spans go to
+	// /v1/traces below it. Empty, the default, turns tracing off.
+	Endpoint string `yaml:"endpoint"`
+	// Insecure allows an http:// URL on another machine. Default false.
+	Insecure bool `yaml:"insecure"`
+	// CAFile is a PEM file with the certificate authorities for the
+	// receiver. It is reloaded when it changes. Empty means those of the
+	// system.
+	CAFile string `yaml:"ca_file"`
+	// Headers are sent to the receiver. At most 20.
+	Headers []TracingHeader `yaml:"headers"`
+	// SamplingRatio is the part of the requests that is recorded: above 0,
+	// at most 1, default 0.01.
+	SamplingRatio float64 `yaml:"sampling_ratio"`
+	// ServiceName is the name of the service in spans. Default cmekproxy.
+	ServiceName string `yaml:"service_name"`
+	// ObjectKeys puts object keys into spans. Default false.
+	ObjectKeys bool `yaml:"object_keys"`
+}
+
+// TracingHeader is a header for the receiver.
+type TracingHeader struct {
+	Name  string `yaml:"name" config:"required"`
+	Value Secret `yaml:"value" config:"required"`
+}
+
 // Metrics adds metrics whose number depends on the load.
 type Metrics struct {
 	// Clients and Buckets are how many clients and buckets have their own
@@ -585,8 +616,9 @@ func defaults() *Config {
 			MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, MaxOpenKeys: 1000,
 			PricePer10000: 0.03, Currency: "USD",
 		},
-		Log:   Log{Level: "info"},
-		Audit: Audit{MaxSizeMB: 100},
+		Log:     Log{Level: "info"},
+		Audit:   Audit{MaxSizeMB: 100},
+		Tracing: Tracing{SamplingRatio: 0.01, ServiceName: "cmekproxy"},
 		Limits: Limits{
 			HeaderTimeout:         10 * time.Second,
 			IdleTimeout:           2 * time.Minute,

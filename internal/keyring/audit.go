@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // ErrAudit is returned if a use of a key could not be audited. The use was
@@ -104,6 +105,7 @@ func (a *useTrace) requestID() string {
 // audit records a use. It returns the error of the use, or ErrAudit if an
 // allowed use could not be recorded.
 func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrace, err error) error {
+	tracing.DataKeyUsed(ctx, string(action), l.key.Name, string(a.source()))
 	if k.cfg.Auditor == nil {
 		return err
 	}

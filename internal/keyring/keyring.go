@@ -49,6 +49,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // DefaultTimeout limits a KMS call if the configuration sets no timeout. It
@@ -737,7 +738,21 @@ func (k *Keyring) call(
 		return err
 	}
 	a.kms.Store(true)
-	return k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(key), run)
+	ctx, span := tracing.StartKMS(ctx, tracing.KMSCall{Key: key.Name, Provider: key.Provider, Operation: op})
+	err := k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(key), run)
+	span.End(failureOf(err), a.RequestID())
+	return err
+}
+
+// failureOf returns the kind of an error of a KMS call; "" for a success.
+func failureOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	if failure, ok := errors.AsType[*kms.Error](err); ok {
+		return failure.Kind.String()
+	}
+	return "error"
 }
 
 func (k *Keyring) ask(

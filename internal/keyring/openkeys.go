@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // The limits on keys of tenants. Clients choose the names of objects, so
@@ -190,7 +191,9 @@ func (k *Keyring) openOne(ctx context.Context, ref tenantRef, key *keyState) (op
 	}
 
 	start := k.now()
+	ctx, span := tracing.StartKMS(ctx, tracing.KMSCall{Key: ref.name, Operation: OpOpen})
 	opened, err = ref.open(ctx)
+	span.End(failureOf(err), "")
 	k.cfg.Observer.KMSCall(ctx, ref.name, OpOpen, k.now().Sub(start), err)
 	if err == nil && opened.Wrapper.KeyID() == "" {
 		return opened, errors.New("it has no id")

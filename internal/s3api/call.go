@@ -12,6 +12,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // call is one S3 request while it is being served. Fields are grouped by the
@@ -68,8 +69,9 @@ type logged struct {
 	id      string // newCall
 	op      string // S3's name of the operation; "Unknown" until handle sets it
 	start   time.Time
-	keyID   string // id of the KMS key that was used: headers.go
-	aborted bool   // finish cut the connection, because the response had begun
+	keyID   string              // id of the KMS key that was used: headers.go
+	aborted bool                // finish cut the connection, because the response had begun
+	trace   *tracing.ServerSpan // nil for none: trace.go
 
 	in         atomic.Int64           // bytes from the client: connection.go
 	kmsTime    atomic.Int64           // nanoseconds: RecordKMS

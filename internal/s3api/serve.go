@@ -23,6 +23,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/storefault"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // Config configures a Server. Fields are required unless a comment says what
@@ -36,15 +37,16 @@ type Config struct {
 	VerifyHead    bool     // HEAD verifies the envelope's MAC, at the cost of a KMS request
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
-	IdleTimeout   time.Duration // a transfer is ended when no byte moves for this long
-	KeepAlive     time.Duration // a slow operation such as a copy sends white space this often; 0: 10 s
-	HeaderTimeout time.Duration // limit for reading a form up to its file; 0: 10 s
-	MaxConcurrent int           // concurrent requests; more get 503 SlowDown
-	MaxPerClient  int           // concurrent requests of one client; 0: three quarters of MaxConcurrent
-	MaxUnsigned   int           // concurrent requests that are not authenticated; 0: MaxConcurrent/16
-	Memory        int64         // bytes that requests may hold together; more get 503 SlowDown; 0: no limit
-	Admission     Admission     // limits concurrent requests further; nil for no further limits
-	MinRate       int64         // bytes per second that a client must move while the proxy waits for it; 0: no minimum
+	Tracing       *tracing.Tracer // records requests; nil for none
+	IdleTimeout   time.Duration   // a transfer is ended when no byte moves for this long
+	KeepAlive     time.Duration   // a slow operation such as a copy sends white space this often; 0: 10 s
+	HeaderTimeout time.Duration   // limit for reading a form up to its file; 0: 10 s
+	MaxConcurrent int             // concurrent requests; more get 503 SlowDown
+	MaxPerClient  int             // concurrent requests of one client; 0: three quarters of MaxConcurrent
+	MaxUnsigned   int             // concurrent requests that are not authenticated; 0: MaxConcurrent/16
+	Memory        int64           // bytes that requests may hold together; more get 503 SlowDown; 0: no limit
+	Admission     Admission       // limits concurrent requests further; nil for no further limits
+	MinRate       int64           // bytes per second that a client must move while the proxy waits for it; 0: any
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
 
@@ -81,9 +83,10 @@ type Server struct {
 	trusted              trust         // the proxy's credentials at the store
 	formBuffers          chan struct{} // has an element for each form that is in memory: postform.go
 
-	// CheckAnswer. A direct call would be an initialization cycle: it needs
-	// the routes, and the routes need the handlers.
-	check func(*http.Request, *http.Response) error
+	// CheckAnswer and sentAs. Direct calls would be initialization cycles:
+	// they need the routes, and the routes need the handlers.
+	check  func(*http.Request, *http.Response) error
+	sentAs func(*http.Request) *route
 }
 
 // New returns a Server.
@@ -99,6 +102,7 @@ func New(cfg Config) *Server {
 
 		formBuffers: make(chan struct{}, formBufferCount),
 		check:       CheckAnswer,
+		sentAs:      sentAs,
 	}
 	s.pools()
 	return s
@@ -121,6 +125,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := newCall(s, w, r, cancel)
 	c.w.close = poisoned
 	defer s.leave(c) // after the error response, which may ask the store
+	ctx, c.trace = s.Tracing.Start(ctx, r)
 	c.Request = r.WithContext(context.WithValue(ctx, callKey{}, c))
 
 	if r.Body == nil || r.Body == http.NoBody {
@@ -275,7 +280,7 @@ func (s *Server) finish(c *call, err error) {
 	if err != nil {
 		answer = asError(c.Context(), s.nameNotFound(c, err))
 		s.mentionNames(c, answer)
-		c.w.close = c.w.close || answer.Code == "RequestTimeout" || answer.Code == "ClientClosedRequest"
+		c.w.close = c.w.close || isCut(answer.Code)
 		if c.w.status != 0 {
 			c.aborted = true
 		} else {
@@ -309,6 +314,8 @@ func (s *Server) finishRecovering(c *call, err error) {
 				zap.String("cause", fmt.Sprintf("panic: %v\n%s", p, debug.Stack())),
 			)
 		}
+		c.aborted = true
+		c.endTrace("InternalError") // unless it has ended
 
 		panic(http.ErrAbortHandler)
 	}()
@@ -353,6 +360,9 @@ func (s *Server) record(c *call, answer *Error) {
 	if c.aborted {
 		fields = append(fields, zap.Bool("aborted", true))
 	}
+	if id := c.trace.TraceID(); id != "" {
+		fields = append(fields, zap.String("trace_id", id))
+	}
 
 	log := s.Log.Info
 	if answer != nil {
@@ -364,12 +374,13 @@ func (s *Server) record(c *call, answer *Error) {
 	}
 
 	log("request", fields...)
-	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
+	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes, c.exemplar())
 	s.Metrics.RequestBy(c.clientName(), c.bucket, c.w.status, c.in.Load(), c.w.bytes)
+	c.endTrace(countedCode(code))
 }
 
 // maxLogFields is the most fields of an entry in the access log.
-const maxLogFields = 19
+const maxLogFields = 20
 
 func milliseconds(name string, d time.Duration) zap.Field {
 	return zap.Float64(name, float64(d.Microseconds())/1000)
