@@ -20,6 +20,7 @@
 //	check.go       checks of the values
 //	template.go    keys that are templates
 //	tenant.go      files of tenants
+//	changes.go     what differs between two configurations
 //	address.go     checks of addresses and URLs
 //	errors.go      Error, and suggestions for misspelled names
 //	words.go       struct tags, and words for errors
