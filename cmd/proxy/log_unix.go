@@ -13,5 +13,5 @@ func fileID(info fs.FileInfo) (device, inode uint64, ok bool) {
 	if !ok {
 		return 0, 0, false
 	}
-	return uint64(stat.Dev), stat.Ino, true //nolint:gosec,unconvert // an int32 on some systems
+	return uint64(stat.Dev), stat.Ino, true //nolint:unconvert // an int32 on some systems
 }

@@ -385,7 +385,8 @@ func (s *server) beginChanged(
 ) {
 	var changed []config.Key
 	for _, k := range keys.cfg.Keys {
-		if now, old := keys.held[k.Name], before[k.Name]; now.shared != nil && (old == nil || old.shared != now.shared) {
+		now, old := keys.held[k.Name], before[k.Name]
+		if now.shared != nil && (old == nil || old.shared != now.shared) {
 			changed = append(changed, k)
 		}
 	}

@@ -149,7 +149,7 @@ func seeLogin(r *reloading) any {
 	return fmt.Sprint(credentials.AccessKeyID, credentials.SecretAccessKey, err)
 }
 
-func seeAudit(r *reloading) any { return r.server.audit.Load() }
+func seeAudit(r *reloading) any { return r.audit.Load() }
 
 func seeLimits(r *reloading) any {
 	h := r.held["main"]
@@ -383,8 +383,7 @@ func TestReloadOfEachSetting(t *testing.T) {
 
 // settingNames returns the names of all settings.
 func settingNames(of reflect.Type, path string) (names []string) {
-	for i := range of.NumField() {
-		f := of.Field(i)
+	for f := range of.Fields() {
 		name := strings.TrimPrefix(path+"."+f.Tag.Get("yaml"), ".")
 		inner := f.Type
 		if inner.Kind() == reflect.Slice {

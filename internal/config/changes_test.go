@@ -21,8 +21,7 @@ func reloadTags(t *testing.T) map[string]string {
 
 func collectReloadTags(t *testing.T, of reflect.Type, path, inherited string, tags map[string]string) {
 	t.Helper()
-	for i := range of.NumField() {
-		f := of.Field(i)
+	for f := range of.Fields() {
 		name, reload := strings.TrimPrefix(path+"."+f.Tag.Get("yaml"), "."), f.Tag.Get("reload")
 		if reload == "" {
 			reload = inherited

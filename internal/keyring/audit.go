@@ -160,7 +160,8 @@ func (k *Keyring) tenantWith(obj Object, keyName string) string {
 	if ok && k.fileKeys != nil && template == FileKeys {
 		return tenantName(keyName)
 	}
-	if family := k.set().byName[template]; ok && family != nil && family.isTemplate() && k.set().byName[keyName] == nil {
+	byName := k.set().byName
+	if family := byName[template]; ok && family != nil && family.isTemplate() && byName[keyName] == nil {
 		return tenant
 	}
 	return ""

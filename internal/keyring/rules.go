@@ -300,7 +300,9 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 // ruleNames reports whether a rule names the key, or another name of the
 // same KMS key.
 func (k *Keyring) ruleNames(r *Rule, opened *keyState) bool {
-	return slices.ContainsFunc(k.set().keys, func(other *keyState) bool { return r.names(other) && sameKey(other, opened) })
+	return slices.ContainsFunc(k.set().keys, func(other *keyState) bool {
+		return r.names(other) && sameKey(other, opened)
+	})
 }
 
 // names reports whether a rule names a configured key, for any use.
