@@ -744,7 +744,9 @@ func TestReloadByTheAdminAPI(t *testing.T) {
 		{"nothing", "", "", http.StatusOK, []string{}, []string{}, ""},
 		{
 			"both", "limits: {", "limits: {header_timeout: 7s, idle_timeout: 77s, ", http.StatusOK,
-			[]string{"limits.idle_timeout"}, []string{"limits.header_timeout"}, "",
+			[]string{"limits.idle_timeout"},
+			[]string{"limits.header_timeout"},
+			"",
 		},
 		{"an error", "limits: {", "limits: {idle_timeout: 0s, ", 422, []string{}, []string{}, "idle_timeout must be from"},
 		{"back", "", "", http.StatusOK, []string{"limits.idle_timeout"}, []string{}, ""},

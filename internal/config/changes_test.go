@@ -75,11 +75,13 @@ func TestCompare(t *testing.T) {
 		{"the store", func(c *config.Config) { c.Origin.Endpoint = "http://x" }, nil, []string{"origin.endpoint"}},
 		{
 			"its login", func(c *config.Config) { c.Origin.AccessKey, c.Origin.SecretKey = "x", "y" },
-			[]string{"origin.access_key", "origin.secret_key"}, nil,
+			[]string{"origin.access_key", "origin.secret_key"},
+			nil,
 		},
 		{
 			"of a list", func(c *config.Config) { c.Keys[0].Login.Token = "x" },
-			[]string{"keys.login.token"}, nil,
+			[]string{"keys.login.token"},
+			nil,
 		},
 		{"a longer list", func(c *config.Config) { c.Keys = append(c.Keys, c.Keys[0]) }, []string{"keys"}, nil},
 		{"both", func(c *config.Config) { c.Listen, c.Log.Level = "x", "y" }, []string{"log.level"}, []string{"listen"}},
