@@ -125,12 +125,20 @@ func (s *server) reload(ctx context.Context, by string) (changed reloaded, err e
 	}
 
 	if err != nil {
-		s.log.Error("config reload failed; keeping the current configuration", zap.String("by", by), zap.Error(err))
+		s.logNoReload(err, by)
 		return reloaded{}, err
 	}
+	s.logReload(changed, by)
+	return changed, nil
+}
+
+func (s *server) logReload(changed reloaded, by string) {
 	s.log.Info("configuration reloaded", zap.String("by", by), zap.Strings("applied", changed.Applied))
 	s.warnOfRestart(changed)
-	return changed, nil
+}
+
+func (s *server) logNoReload(err error, by string) {
+	s.log.Error("config reload failed; keeping the current configuration", zap.String("by", by), zap.Error(err))
 }
 
 func (s *server) warnOfRestart(changed reloaded) {
@@ -146,14 +154,30 @@ func (s *server) followFiles(ctx context.Context) {
 		return
 	}
 	if s.file.ReloadOnChange && s.file.path != config.Stdin {
-		text, err := config.Read(s.file.path)
-		if seen := s.file.seen; err == nil && !bytes.Equal(text, s.file.text) && !bytes.Equal(text, seen) {
-			s.file.seen = text // a file with an error is reported once
-			_, _ = s.reload(ctx, byFile)
-			return
-		}
+		s.followConfig(ctx)
 	}
 	s.reloadSecrets(ctx)
+}
+
+// followConfig reloads the configuration if its text has changed. A failure is
+// tried again, because it may be due to another file, and each is logged once.
+func (s *server) followConfig(ctx context.Context) {
+	next, err := readConfig(s.file.path)
+	if err == nil && bytes.Equal(next.text, s.file.text) {
+		s.file.unused = ""
+		return
+	}
+	var changed reloaded
+	if err == nil {
+		changed, err = s.change(ctx, next, byFile)
+	}
+
+	if err == nil {
+		s.logReload(changed, byFile)
+	} else if text := err.Error(); text != s.file.unused {
+		s.file.unused = text
+		s.logNoReload(err, byFile)
+	}
 }
 
 // reloadSecrets rereads the secrets that the configuration takes from files
@@ -167,7 +191,6 @@ func (s *server) reloadSecrets(ctx context.Context) {
 	}
 	var changed reloaded
 	if err == nil {
-		next.seen = s.file.seen
 		changed, err = s.change(ctx, next, bySecrets)
 	}
 
@@ -268,7 +291,7 @@ func (s *server) prepare(ctx context.Context, n *next) (err error) {
 // prepareFiles opens the files whose paths have changed.
 func (s *server) prepareFiles(n *next) (err error) {
 	before := s.current()
-	n.sessions = s.clients.Sessions()
+	n.sessions = s.clients.CurrentSessions()
 	if n.SessionCredentialsFile != before.SessionCredentialsFile {
 		if n.sessions, err = openSessions(n.SessionCredentialsFile, s.log); err != nil {
 			return err

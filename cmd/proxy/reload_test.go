@@ -189,7 +189,7 @@ func rows() []reloadRow {
 		top("health_listen", "127.0.0.1:9", nil), top("metrics_listen", "127.0.0.1:9", nil),
 		top("admin_token", "0123456789abcdef", func(r *reloading) any { return r.adminToken.Load().Reveal() }),
 		top("domain", "s3.example.com", seeSettings), top("domains", "[s3.example.com]", seeSettings),
-		top("session_credentials_file", "ROWDIR/sessions.json", func(r *reloading) any { return r.clients.Sessions() }),
+		top("session_credentials_file", "ROWDIR/sessions.json", func(r *reloading) any { return r.clients.CurrentSessions() }),
 		{"tenants_dir", "tenants_dir: ROWDIR/tenants", "tenants_dir: ROWDIR", nil},
 		top("reload_on_change", "true", func(r *reloading) any { return r.file.ReloadOnChange }),
 		{"tls.cert_file", "tls: {ends_on_this_machine: true", certificate, paths},
@@ -444,7 +444,7 @@ func TestReloadOfAnInvalidConfiguration(t *testing.T) {
 		return []any{
 			seeSettings(r), seeClients(r), seeRules(r), seeSecond(r), seeLogin(r), seeAudit(r), seeLimits(r), r.held["main"],
 			r.tls.Load(), *r.adminToken.Load(), r.open.most(), r.current(), r.file, r.cache.TTL(), r.level.Level(),
-			r.clients.Sessions(), r.keys.Now(),
+			r.clients.CurrentSessions(), r.keys.Snapshot(),
 		}
 	}
 
@@ -721,6 +721,40 @@ tls: {cert_file: %s, key_file: %s}
 	})
 	eventually(t, "the new certificate is shown", func() bool { return shownName(t, listen) == "second" })
 	s.end(t)
+}
+
+// With reload_on_change, an error in the file is logged once, and tried again.
+func TestReloadOnChangeTriesAgain(t *testing.T) {
+	r := newReloading(t, "limits:", "reload_on_change: true\nlimits:")
+	token := filepath.Join(t.TempDir(), "token")
+	r.write(t, strings.Replace(r.text, "limits:", "admin_token: file:"+token+"\nlimits:", 1))
+	const failed = "config reload failed; keeping the current configuration"
+	for range 3 {
+		r.followFiles(t.Context())
+	}
+	if n := r.logs.FilterMessage(failed).Len(); n != 1 || *r.adminToken.Load() != "" {
+		t.Errorf("logged %d times", n)
+	}
+
+	if err := os.WriteFile(token, []byte("0123456789abcdef"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.followFiles(t.Context())
+	if *r.adminToken.Load() == "" {
+		t.Error("not tried again")
+	}
+	r.followFiles(t.Context())
+	if n := r.logs.FilterMessage("configuration reloaded").Len(); n != 1 {
+		t.Errorf("reloaded %d times", n)
+	}
+
+	if err := os.Remove(r.path); err != nil {
+		t.Fatal(err)
+	}
+	r.followFiles(t.Context())
+	if n := r.logs.FilterMessage(failed).Len(); n != 2 || *r.adminToken.Load() == "" {
+		t.Errorf("without the file, logged %d times", n)
+	}
 }
 
 // The admin API says what a reload has done.

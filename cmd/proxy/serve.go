@@ -65,7 +65,7 @@ type configFile struct {
 	path    string
 	text    []byte
 	problem string // the last error of reloading its secrets
-	seen    []byte // the last text that reload_on_change has tried
+	unused  string // the last error of reload_on_change
 }
 
 func readConfig(flag string) (*configFile, error) {

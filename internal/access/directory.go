@@ -47,8 +47,8 @@ func (d *Directory) Replace(list []Client) error {
 // nil for none.
 func (d *Directory) UseSessions(s *Sessions) { d.sessions.Store(s) }
 
-// Sessions returns the source of temporary credentials; nil for none.
-func (d *Directory) Sessions() *Sessions { return d.sessions.Load() }
+// CurrentSessions returns the source of temporary credentials; nil for none.
+func (d *Directory) CurrentSessions() *Sessions { return d.sessions.Load() }
 
 // CheckSessions reloads the temporary credentials now if their file has
 // changed. Errors are reported as usual.

@@ -221,7 +221,7 @@ type unwrapper struct {
 // the tenant. ok is false if the object is in no rule with Tenants. Errors:
 // ErrKeyName, and ErrNoTenant.
 func (k *Keyring) tenantRule(obj Object) (r Rule, ok bool, err error) {
-	k = k.Now()
+	k = k.Snapshot()
 	if k.fileKeys == nil {
 		return r, false, nil
 	}

@@ -227,7 +227,7 @@ type Object = crypt.Object
 // use.
 type Keyring struct {
 	*ring
-	pinned *keySet // see Now; nil for the current keys and rules
+	pinned *keySet // see Snapshot; nil for the current keys and rules
 }
 
 // ring is what all Keyrings for the same keys share.
@@ -432,7 +432,7 @@ type DataKey struct {
 // ErrUnknownKey, ErrNotAllowed, ErrAudit, and those of packages kms and
 // crypt.
 func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Choice) (*DataKey, error) {
-	k = k.Now()
+	k = k.Snapshot()
 	if want.CustomerKey != nil {
 		return k.createForCustomer(ctx, obj, client, want.CustomerKey)
 	}
@@ -467,7 +467,7 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 // unbound data key stays unbound. If it cannot, Rewrap fails with
 // ErrUnbound, unless want.Trust is set.
 func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client string, want Choice) (*DataKey, error) {
-	k = k.Now()
+	k = k.Snapshot()
 	if err := l.Check(ctx); err != nil {
 		return nil, err
 	}
@@ -540,7 +540,7 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 // ErrAudit, and those of packages kms, dekcache and crypt. For objects under a
 // customer's key, use OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	k = k.Now()
+	k = k.Snapshot()
 	key, err := k.findToRead(ctx, obj, keyID, k.openTenant)
 	if err != nil {
 		return nil, k.auditUnopened(ctx, obj, ActionOpen, err)
@@ -552,7 +552,7 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 // OpenCached is like Open but never asks the KMS. If the DEK is not in the
 // cache, it returns ErrNotCached.
 func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	k = k.Now()
+	k = k.Snapshot()
 	key, err := k.findToRead(ctx, obj, keyID, k.openedTenant)
 	if err != nil {
 		return nil, err
@@ -564,7 +564,7 @@ func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrap
 // OpenAnyKey is like Open, but also accepts a key that no rule for the
 // object names. Anyone who may use that key can have made the object.
 func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	k = k.Now()
+	k = k.Snapshot()
 	key, err := k.findAny(ctx, obj, keyID)
 	if err != nil {
 		return nil, k.auditUnopened(ctx, obj, ActionOpen, err)
@@ -578,7 +578,7 @@ func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrap
 // key: a client that may use a key of the old name made the object, and one that
 // may use a key of the new name can make objects there in any case.
 func (k *Keyring) OpenMoved(ctx context.Context, obj, at Object, keyID string, wrapped []byte) (*Lease, error) {
-	k = k.Now()
+	k = k.Snapshot()
 	key, err := k.findToRead(ctx, obj, keyID, k.openTenant)
 	if err != nil && at != obj {
 		if other, otherErr := k.findToRead(ctx, at, keyID, k.openTenant); otherErr == nil {

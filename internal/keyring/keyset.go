@@ -23,25 +23,25 @@ type keySet struct {
 	templates bool // some keys are templates, or there is fileKeys
 }
 
-// Now returns a Keyring that keeps the current keys and rules, whatever Replace
+// Snapshot returns a Keyring that keeps the current keys and rules, whatever Apply
 // and SetRules do later. Use one for a whole request. Keys that are removed
 // meanwhile cannot be used, though.
-func (k *Keyring) Now() *Keyring {
+func (k *Keyring) Snapshot() *Keyring {
 	if k.pinned != nil {
 		return k
 	}
 	return k.latest()
 }
 
-// latest is Now for a Keyring that is pinned to earlier keys and rules, too.
+// latest is Snapshot for a Keyring that is pinned to earlier keys and rules, too.
 func (k *Keyring) latest() *Keyring { return k.current.Load() }
 
-func (k *Keyring) set() *keySet { return k.Now().pinned }
+func (k *Keyring) set() *keySet { return k.Snapshot().pinned }
 
 // use makes a set the current one.
 func (k *Keyring) use(s *keySet) { k.current.Store(&Keyring{k.ring, s}) }
 
-// Contents is what Replace replaces. See Config for the fields.
+// Contents is what a Replacement replaces. See Config for the fields.
 type Contents struct {
 	Keys          []Key
 	Rules         []Rule
@@ -88,7 +88,7 @@ func newConfiguredKey(c Key) (*keyState, error) {
 	return fresh, fresh.open(c.Wrapper, c.Probe)
 }
 
-// Apply replaces the keys and rules for requests that call Now from now on. A
+// Apply replaces the keys and rules for requests that call Snapshot from now on. A
 // key with the same name, provider and id as before, or the same Template,
 // continues: it may have another Wrapper and other timeouts.
 //

@@ -26,7 +26,7 @@ func TestReplace(t *testing.T) {
 	a, _ := newLocal(t)
 	b, _ := newLocal(t)
 	k := newRing(t, a, time.Minute, nil)
-	before := k.Now()
+	before := k.Snapshot()
 	sealed := create(t, k)
 	defer sealed.Release()
 
@@ -67,7 +67,7 @@ func TestReplaceIsSeenAsAWhole(t *testing.T) {
 	a, _ := newLocal(t)
 	b, _ := newLocal(t)
 	k := newRing(t, a, time.Minute, nil)
-	before := k.Now()
+	before := k.Snapshot()
 	replace(t, k, []keyring.Rule{{Key: "other"}},
 		keyring.Key{Name: "k", Wrapper: a}, keyring.Key{Name: "other", Wrapper: b})
 
@@ -177,7 +177,7 @@ func TestReplaceStorm(t *testing.T) {
 					return
 				default:
 				}
-				ring := k.Now()
+				ring := k.Snapshot()
 				rule, err := ring.Rule(obj, "app")
 				if err != nil {
 					t.Error(err)

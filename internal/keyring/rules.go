@@ -55,7 +55,7 @@ type Format struct {
 
 // Format returns how client writes obj.
 func (k *Keyring) Format(obj Object, client string) Format {
-	k = k.Now()
+	k = k.Snapshot()
 	f := Format{Version: cmp.Or(k.set().format, crypt.Newest)}
 	if r, err := k.Rule(obj, client); err == nil {
 		f.SealMetadata = r.SealMetadata
@@ -67,7 +67,7 @@ func (k *Keyring) Format(obj Object, client string) Format {
 // the result depends on how the store interprets "." or ".." in the key, and
 // ErrNoTenant together with the rule.
 func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
-	k = k.Now()
+	k = k.Snapshot()
 	if r, ok, err := k.tenantRule(obj); ok || err != nil {
 		return r, err
 	}
@@ -178,7 +178,7 @@ func (k *Keyring) RulesAllowCustomerKeys(bucket string) bool {
 func (k *Keyring) keyFor(
 	ctx context.Context, obj Object, client, requested string,
 ) (Rule, *keyState, *service, error) {
-	k = k.Now()
+	k = k.Snapshot()
 	r, err := k.Rule(obj, client)
 	if err != nil {
 		return r, nil, nil, err
@@ -267,7 +267,7 @@ func (k *Keyring) tenantFor(
 // whatever the client. Anyone who may use a key in its KMS can make objects
 // that open, so they must open only where the key belongs.
 func (k *Keyring) mayRead(obj Object, opened *keyState) error {
-	k = k.Now()
+	k = k.Snapshot()
 	if r, ok, err := k.tenantRule(obj); ok || err != nil {
 		if err == nil && (!k.ruleNames(&r, opened) || !opened.belongsTo(k, obj)) {
 			err = fmt.Errorf("%w: bucket %q, KMS key %q; to allow it, add the key to read_keys of the tenant",

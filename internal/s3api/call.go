@@ -97,7 +97,7 @@ func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.C
 func (s *Server) begin(c *call) {
 	s.swapping.RLock()
 	defer s.swapping.RUnlock()
-	c.keys, c.clients, c.settings = s.Keys.Now(), s.Clients.Now(), s.settings.Load()
+	c.keys, c.clients, c.settings = s.Keys.Snapshot(), s.Clients.Now(), s.settings.Load()
 }
 
 func (c *call) object() crypt.Object { return crypt.Object{Bucket: c.bucket, Key: c.key} }
