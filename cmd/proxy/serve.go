@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -48,7 +49,7 @@ func serve(ctx context.Context, path string) error {
 	defer s.close()
 
 	defer runtime.KeepAlive(newHeapFloor())
-	s.file, s.level = file, &level
+	s.file, s.path, s.level = file, file.path, &level
 	for _, name := range shortSecrets(file.Clients) {
 		log.Warn(
 			"the secret key of a client has fewer than 20 characters: choose a longer one",
@@ -101,7 +102,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 	defer s3.Close()
 
-	health := &health{}
+	health := newHealth()
 	side, err := s.listenBeside(ctx, health)
 	if err != nil {
 		return err
@@ -122,7 +123,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 
 	side.serve(failed)
 
-	health.ready.Store(true)
+	health.serve()
 	s.log.Info(
 		"serving",
 		zap.Stringer("s3", s3.Addr()),
@@ -140,7 +141,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	case <-ctx.Done():
 	}
 
-	health.ready.Store(false)
+	health.drain(time.Now().Add(s.current().Limits.ShutdownGrace))
 	return errors.Join(err, s.drain(context.Cause(ctx), s3Server))
 }
 
@@ -203,6 +204,7 @@ func shortSecrets(clients []config.Client) (names []string) {
 // startDuties starts the background work, which ends with ctx.
 func (s *server) startDuties(ctx context.Context) {
 	go s.keys.Run(ctx)
+	go s.history.Run(ctx)
 	go returnMemory(ctx, func() int { return s.api.Load().Running })
 	s.beginKeys(ctx, nil)
 	s.tryKeys(ctx, s.cfg.Keys)

@@ -18,6 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/cmekproxy/cmekproxy/internal/statuspage"
 )
 
 // Limits without a setting.
@@ -30,6 +31,7 @@ const (
 type server struct {
 	*backend
 	file    *configFile               // the source of cfg, and its last reload; nil for none
+	path    string                    // of file; "" for none
 	audit   atomic.Pointer[audit.Log] // nil without an audit log, and before serve
 	clients *access.Directory
 	// configured are the clients of the configuration, without those of
@@ -39,6 +41,7 @@ type server struct {
 	adminToken       atomic.Pointer[config.Secret]
 	s3               http.Handler
 	open             *connections
+	history          *statuspage.History
 	api              *s3api.Server
 	tls              atomic.Pointer[tlsFiles] // nil for plain HTTP
 	certificateGauge sync.Once
