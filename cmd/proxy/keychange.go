@@ -160,10 +160,6 @@ func withoutSecrets(k config.Key) config.Key {
 // ready prepares an open key for use, with limits and its recovery key.
 // label is that of its metrics.
 func (b *backend) ready(limits config.KMS, label string, k config.Key, w kms.Wrapper) (*heldKey, error) {
-	if label != otherKeys {
-		label = w.KeyID()
-	}
-
 	h := &heldKey{config: k, shared: w, raw: w, limits: limits}
 	h.breaker = &breakerState{gauge: b.metrics.Breaker(label).Add}
 	h.limited = b.limitedTo(b.limitsOf(limits, k), w, h.breaker.add)
@@ -200,14 +196,9 @@ const closeAfter = 2 * time.Minute
 // endKeys ends what the earlier keys need, except those that are still in use,
 // and their metrics.
 func (b *backend) endKeys(before map[string]*heldKey) {
-	inUse, ids := make(map[string]bool), make(map[string]bool)
+	inUse := make(map[string]bool)
 	for name := range b.held {
 		inUse[b.observer.labelOf(name)] = true
-	}
-	for _, h := range b.held {
-		if h.raw != nil {
-			ids[h.raw.KeyID()] = true
-		}
 	}
 
 	for name, old := range before {
@@ -222,9 +213,6 @@ func (b *backend) endKeys(before map[string]*heldKey) {
 		}
 		if now == nil {
 			b.observer.broken.Delete(name)
-		}
-		if old.raw != nil && !ids[old.raw.KeyID()] {
-			b.metrics.ForgetBreaker(old.raw.KeyID())
 		}
 		if !inUse[name] {
 			b.metrics.ForgetKey(name)

@@ -124,6 +124,7 @@ func (s *server) reload(ctx context.Context, by string) (changed reloaded, err e
 		}
 	}
 
+	s.metrics.Reloaded(time.Now(), err)
 	if err != nil {
 		s.logNoReload(err, by)
 		return reloaded{}, err
@@ -171,6 +172,7 @@ func (s *server) followConfig(ctx context.Context) {
 	if err == nil {
 		changed, err = s.change(ctx, next, byFile)
 	}
+	s.metrics.Reloaded(time.Now(), err)
 
 	if err == nil {
 		s.logReload(changed, byFile)

@@ -191,6 +191,8 @@ func rows() []reloadRow {
 		top("domain", "s3.example.com", seeSettings), top("domains", "[s3.example.com]", seeSettings),
 		top("session_credentials_file", "ROWDIR/sessions.json", func(r *reloading) any { return r.clients.CurrentSessions() }),
 		{"tenants_dir", "tenants_dir: ROWDIR/tenants", "tenants_dir: ROWDIR", nil},
+		{"metrics.clients", atTop, "metrics: {clients: 7}\n" + atTop, nil},
+		{"metrics.buckets", atTop, "metrics: {buckets: 7}\n" + atTop, nil},
 		top("reload_on_change", "true", func(r *reloading) any { return r.file.ReloadOnChange }),
 		{"tls.cert_file", "tls: {ends_on_this_machine: true", certificate, paths},
 		{"tls.key_file", "tls: {ends_on_this_machine: true", certificate, paths},

@@ -45,6 +45,7 @@ type server struct {
 	api              *s3api.Server
 	tls              atomic.Pointer[tlsFiles] // nil for plain HTTP
 	certificateGauge sync.Once
+	authorityGauge   sync.Once
 	level            *zap.AtomicLevel   // of log; nil if it cannot change
 	goLimit          int64              // the runtime's memory limit before the proxy has set one
 	requests         chan reloadRequest // see onSignals
@@ -98,6 +99,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 	})
 	s.s3 = s.api
 	s.exportLoad(s.api)
+	s.exportProcess()
 
 	return s, nil
 }

@@ -98,7 +98,7 @@ func keyOnPage(k keyStatus) statuspage.Key {
 
 func (s *server) statusOfStore() statuspage.Store {
 	return statuspage.Store{
-		Endpoint: s.cfg.Origin.Endpoint, Region: s.cfg.Origin.Region,
+		Endpoint: s.cfg.Origin.Endpoint, Region: s.cfg.Origin.Region, Up: s.metrics.OriginState(),
 		Capabilities: describeStore(s.capabilities.Known()),
 	}
 }

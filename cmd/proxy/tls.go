@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/tls"
 	"fmt"
+	"math"
 	"net"
 	"time"
 
@@ -67,17 +68,17 @@ func (s *server) watchCertificate() {
 	}
 
 	s.certificateGauge.Do(func() {
-		s.metrics.Gauge(
-			"cmekproxy_tls_certificate_expiry_timestamp_seconds",
-			"Expiry of the certificate of the S3 port, in Unix time; 0 without TLS.",
-			func() float64 {
-				if files := s.tls.Load(); files != nil {
-					return float64(files.Certificate().NotAfter.Unix())
-				}
-				return 0
-			},
-		)
+		s.expiry("cmekproxy_tls_certificate_expiry_timestamp_seconds",
+			"Expiry of the certificate of the S3 port, in Unix time.",
+			func(files *tlsFiles) time.Time { return files.Certificate().NotAfter })
 	})
+	if !files.ClientAuthorityExpiry().IsZero() {
+		s.authorityGauge.Do(func() {
+			s.expiry("cmekproxy_tls_client_ca_expiry_timestamp_seconds",
+				"Expiry of the first authority in client_ca_file to expire, in Unix time.",
+				func(files *tlsFiles) time.Time { return files.ClientAuthorityExpiry() })
+		})
+	}
 	if err := files.Valid(time.Now()); err != nil {
 		s.log.Error(
 			"clients will reject the certificate of the S3 port",
@@ -85,4 +86,16 @@ func (s *server) watchCertificate() {
 			zap.Error(err),
 		)
 	}
+}
+
+// expiry exports a time in the files as a metric. It is NaN, for which no alert
+// fires, after a reload has removed what expires.
+func (s *server) expiry(name, help string, of func(*tlsFiles) time.Time) {
+	s.metrics.Gauge(name, help, func() float64 {
+		files := s.tls.Load()
+		if files == nil || of(files).IsZero() {
+			return math.NaN()
+		}
+		return float64(of(files).Unix())
+	})
 }

@@ -359,6 +359,7 @@ func (s *Server) record(c *call, answer *Error) {
 		code = answer.Code
 	}
 	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
+	s.Metrics.RequestBy(c.clientName(), c.bucket, c.w.status, c.in.Load(), c.w.bytes)
 	if c.succeeded(answer) && !s.logsSuccess(c.settings.LogEvery) {
 		return
 	}
