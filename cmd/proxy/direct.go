@@ -41,8 +41,8 @@ func openDirectAt(
 		return nil, err
 	}
 	b.warnOfTenants(progress)
-	for _, k := range b.opened {
-		b.keep(ctx, k)
+	for name, h := range b.held {
+		b.keep(ctx, name, h.shared)
 	}
 	for _, k := range cfg.Keys { // templates are never unopened
 		go b.openLater(ctx, k) // waits for a KMS that cannot be reached

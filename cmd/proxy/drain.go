@@ -113,7 +113,7 @@ var (
 func (s *server) drain(cause error, s3 *http.Server) error {
 	grace, end := context.WithCancelCause(context.Background())
 	defer end(nil)
-	grace, cancel := context.WithTimeoutCause(grace, s.cfg.Limits.ShutdownGrace, errGrace)
+	grace, cancel := context.WithTimeoutCause(grace, s.current().Limits.ShutdownGrace, errGrace)
 	defer cancel()
 	stopOn := make(chan os.Signal, 1)
 	signal.Notify(stopOn, os.Interrupt, syscall.SIGTERM)
@@ -128,7 +128,7 @@ func (s *server) drain(cause error, s3 *http.Server) error {
 	}()
 
 	s.log.Info("draining", zap.Error(cause), zap.Stringer("shutdown_delay", s.delay(cause)),
-		zap.Stringer("shutdown_grace", s.cfg.Limits.ShutdownGrace))
+		zap.Stringer("shutdown_grace", s.current().Limits.ShutdownGrace))
 	s.notifyStopping()
 	select {
 	case <-time.After(s.delay(cause)):
@@ -155,7 +155,7 @@ func (s *server) drain(cause error, s3 *http.Server) error {
 func (s *server) delay(cause error) time.Duration {
 	var ended signalError
 	if errors.As(cause, &ended) && ended.Signal == syscall.SIGTERM {
-		return s.cfg.Limits.ShutdownDelay
+		return s.current().Limits.ShutdownDelay
 	}
 	return 0
 }

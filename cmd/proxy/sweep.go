@@ -99,7 +99,7 @@ func (s *sweep) away(err error) {
 // tryKey is keyring.Try, but waits for a KMS that cannot be reached. For a
 // template, there is nothing to try.
 func (s *sweep) tryKey(ctx context.Context, name string) error {
-	if s.shared[name] != nil {
+	if s.isTemplate(name) {
 		return nil
 	}
 	for {

@@ -20,6 +20,7 @@
 //	check.go       checks of the values
 //	template.go    keys that are templates
 //	tenant.go      files of tenants
+//	changes.go     what differs between two configurations
 //	address.go     checks of addresses and URLs
 //	health.go      the address of health checks, without the rest
 //	tracing.go     checks of the receiver of spans

@@ -100,7 +100,7 @@ func TestDefaults(t *testing.T) {
 		},
 		Audit:   config.Audit{MaxSizeMB: 100},
 		Tracing: config.Tracing{SamplingRatio: 0.01, ServiceName: "cmekproxy"},
-		Log:     config.Log{Level: "info"},
+		Log:     config.Log{Level: "info", Access: "on"},
 		Limits: config.Limits{
 			HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 			MaxConcurrentRequests: 1024, MaxConnections: 4096, MinBytesPerSecond: 1024, ShutdownGrace: 30 * time.Second,

@@ -214,6 +214,17 @@ func (m *Metrics) KMSWait(key string, waited time.Duration) {
 // cut.
 func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event).Inc() }
 
+// ForgetKey removes the metrics of a key that is gone.
+func (m *Metrics) ForgetKey(key string) {
+	label := prometheus.Labels{"key": key}
+	m.kmsDuration.DeletePartialMatch(label)
+	for _, c := range []*prometheus.CounterVec{m.kmsWaits, m.kmsWaited, m.membersMissing, m.leases} {
+		c.DeletePartialMatch(label)
+	}
+	m.membersMissing.DeletePartialMatch(prometheus.Labels{"member": key})
+	m.breakers.DeletePartialMatch(label)
+}
+
 // StoreCapability records whether the store can do something.
 func (m *Metrics) StoreCapability(name string, able bool) {
 	value := map[bool]float64{true: 1}[able]

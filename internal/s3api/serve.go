@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -29,34 +31,43 @@ import (
 // Config configures a Server. Fields are required unless a comment says what
 // zero or empty means; false is valid for all bools.
 type Config struct {
-	Origin        http.RoundTripper // the store
-	Keys          *keyring.Keyring
-	Clients       *access.Directory
-	Domains       []string // base domains of virtual-host-style requests; empty for path-style only
-	UniformParts  bool     // the store refuses a small last part after parts of different sizes; see appendEnd
-	VerifyHead    bool     // HEAD verifies the envelope's MAC, at the cost of a KMS request
-	Log           *zap.Logger
-	Metrics       *metrics.Metrics
-	Tracing       *tracing.Tracer // records requests; nil for none
-	IdleTimeout   time.Duration   // a transfer is ended when no byte moves for this long
-	KeepAlive     time.Duration   // a slow operation such as a copy sends white space this often; 0: 10 s
-	HeaderTimeout time.Duration   // limit for reading a form up to its file; 0: 10 s
-	MaxConcurrent int             // concurrent requests; more get 503 SlowDown
-	MaxPerClient  int             // concurrent requests of one client; 0: three quarters of MaxConcurrent
-	MaxUnsigned   int             // concurrent requests that are not authenticated; 0: MaxConcurrent/16
-	Memory        int64           // bytes that requests may hold together; more get 503 SlowDown; 0: no limit
-	Admission     Admission       // limits concurrent requests further; nil for no further limits
-	MinRate       int64           // bytes per second that a client must move while the proxy waits for it; 0: any
-	Now           func() time.Time
-	Random        io.Reader // for salts and nonces
+	Origin       http.RoundTripper // the store
+	Keys         *keyring.Keyring
+	Clients      *access.Directory
+	Settings     Settings
+	UniformParts bool // the store refuses a small last part after parts of different sizes; see appendEnd
+	Log          *zap.Logger
+	Metrics      *metrics.Metrics
+	Tracing      *tracing.Tracer // records requests; nil for none
+	KeepAlive    time.Duration   // a slow operation such as a copy sends white space this often; 0: 10 s
+	Admission    Admission       // limits concurrent requests further; nil for no further limits
+	Now          func() time.Time
+	Random       io.Reader // for salts and nonces
 
-	// LocalTLS treats requests from loopback addresses as if they came over
-	// TLS: a TLS terminator runs on this machine.
-	LocalTLS bool
 	KeyNames keyname.Store // how the store treats object keys; empty: Capabilities says it
 	// Capabilities returns what the store can do. It may ask the store about
 	// what is needed, in the bucket of the request.
 	Capabilities func(ctx context.Context, bucket string, needed ...capability.Capability) capability.Set
+}
+
+// Settings are the part of a Config that Server.Change can change.
+type Settings struct {
+	Domains       []string      // base domains of virtual-host-style requests; empty for path-style only
+	VerifyHead    bool          // HEAD verifies the envelope's MAC, at the cost of a KMS request
+	IdleTimeout   time.Duration // a transfer is ended when no byte moves for this long
+	HeaderTimeout time.Duration // limit for reading a form up to its file; 0: 10 s
+	MaxConcurrent int           // concurrent requests; more get 503 SlowDown
+	MaxPerClient  int           // concurrent requests of one client; 0: three quarters of MaxConcurrent
+	MaxUnsigned   int           // concurrent requests that are not authenticated; 0: MaxConcurrent/16
+	Memory        int64         // bytes that requests may hold together; more get 503 SlowDown; 0: no limit
+	MinRate       int64         // bytes per second that a client must move while the proxy waits for it; 0: no minimum
+	// LocalTLS treats requests from loopback addresses as if they came over
+	// TLS: a TLS terminator runs on this machine.
+	LocalTLS bool
+	// LogEvery is how many successful requests have one line in the access
+	// log. 0 or 1 means that each has one, and a negative number that none
+	// has. Requests that failed always have one.
+	LogEvery int64
 }
 
 // Admission knows how much the proxy has to do.
@@ -77,6 +88,12 @@ type Server struct {
 	renames renames
 
 	signingKeys *sigv4.SigningKeys
+
+	// swapping is held while what a request begins with changes: settings,
+	// clients, keys and rules.
+	swapping  sync.RWMutex
+	settings  atomic.Pointer[Settings]
+	successes atomic.Int64 // of which one in some is in the access log
 
 	fast, slow, unsigned *pool
 	budget               *budget
@@ -104,9 +121,26 @@ func New(cfg Config) *Server {
 		check:       CheckAnswer,
 		sentAs:      sentAs,
 	}
+	s.settings.Store(&cfg.Settings)
 	s.pools()
 	return s
 }
+
+// Change makes requests that begin from now on use other settings. change, if
+// not nil, is called while no request begins: a request has the clients, keys
+// and rules from before it, or those from after it, and never some of each.
+func (s *Server) Change(next Settings, change func()) {
+	s.swapping.Lock()
+	defer s.swapping.Unlock()
+	s.settings.Store(&next)
+	if change != nil {
+		change()
+	}
+	s.resize()
+}
+
+// CurrentSettings returns the settings of requests that begin now.
+func (s *Server) CurrentSettings() Settings { return *s.settings.Load() }
 
 // ServeHTTP serves one S3 request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -175,7 +209,7 @@ func (s *Server) handle(c *call) error {
 	if err := checkHeaderSize(c.Header); err != nil {
 		return err
 	}
-	if err := c.locate(s.Domains); err != nil {
+	if err := c.locate(c.settings.Domains); err != nil {
 		return err
 	}
 
@@ -258,7 +292,7 @@ func (s *Server) admit(c *call) error {
 	if err := s.enter(c, s.unsigned, holder{}); err != nil {
 		return err
 	}
-	stop := c.within(cmp.Or(s.HeaderTimeout, defaultHeaderTimeout))
+	stop := c.within(cmp.Or(c.settings.HeaderTimeout, defaultHeaderTimeout))
 	err := s.authenticateForm(c)
 	stop()
 
@@ -328,6 +362,16 @@ func (s *Server) finishRecovering(c *call, err error) {
 func (s *Server) record(c *call, answer *Error) {
 	took := s.Now().Sub(c.start)
 	code := ""
+	if answer != nil {
+		code = answer.Code
+	}
+	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes, c.exemplar())
+	s.Metrics.RequestBy(c.clientName(), c.bucket, c.w.status, c.in.Load(), c.w.bytes)
+	defer c.endTrace(countedCode(code))
+	if c.succeeded(answer) && !s.logsSuccess(c.settings.LogEvery) {
+		return
+	}
+
 	fields := append(
 		make([]zap.Field, 0, maxLogFields),
 		zap.String("request_id", c.id),
@@ -366,7 +410,6 @@ func (s *Server) record(c *call, answer *Error) {
 
 	log := s.Log.Info
 	if answer != nil {
-		code = answer.Code
 		fields = append(fields, zap.String("code", code), zap.String("cause", cause(answer)))
 		if answer.Status() >= http.StatusInternalServerError || answer.Code == "ObjectIntegrityError" {
 			log = s.Log.Error
@@ -374,9 +417,24 @@ func (s *Server) record(c *call, answer *Error) {
 	}
 
 	log("request", fields...)
-	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes, c.exemplar())
-	s.Metrics.RequestBy(c.clientName(), c.bucket, c.w.status, c.in.Load(), c.w.bytes)
-	c.endTrace(countedCode(code))
+}
+
+// succeeded reports whether nothing went wrong, not even at the first attempt.
+func (c *call) succeeded(answer *Error) bool {
+	return c.w.status < http.StatusBadRequest && !c.aborted && c.retries.Load() == 0 &&
+		(answer == nil || answer.Status() < http.StatusBadRequest)
+}
+
+// logsSuccess reports whether a successful request is in the access log.
+func (s *Server) logsSuccess(every int64) bool {
+	switch {
+	case every < 0:
+		return false
+	case every <= 1:
+		return true
+	default:
+		return s.successes.Add(1)%every == 1
+	}
 }
 
 // maxLogFields is the most fields of an entry in the access log.
