@@ -145,13 +145,15 @@ func (s *sweep) tryKey(ctx context.Context, name string) error {
 	}
 	for {
 		err := s.keys.Try(ctx, name)
-		if !kms.IsUnreachable(err) && !kms.IsThrottled(err) || ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
+			return earlyCause(ctx, err)
+		case !kms.IsUnreachable(err) && !kms.IsThrottled(err):
 			return err
 		}
 		s.away(err)
 		select {
 		case <-ctx.Done():
-			return err
 		case <-time.After(time.Second):
 		}
 	}

@@ -102,7 +102,7 @@ func (w *Watch) probed(ctx context.Context) bool {
 	if w.Probe == nil {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, min(probeTimeout, w.Limit))
 	defer cancel()
 	if w.Probe(ctx) != nil {
 		return false
