@@ -28,6 +28,7 @@
 //	layouts_test.go       multipart objects with parts of many sizes
 //	decrypt_test.go       stored objects read by cmekproxy decrypt and by
 //	                      contrib/decrypt
+//	statuspage_test.go    the operator's page, in headless Chromium
 //	registry_test.go      the container registry's S3 driver
 //	versions_test.go      versions of objects
 //	revocation_test.go    the time from the revocation of a key to the

@@ -47,7 +47,7 @@ any_wanted() {
   return 1
 }
 
-wanted_modules() { any_wanted js-sdk minio-js s3-sync-client multer-s3 tus; }
+wanted_modules() { any_wanted js-sdk minio-js s3-sync-client multer-s3 tus status-page; }
 
 wanted_node() { wanted_modules || wanted lancedb; }
 
@@ -93,6 +93,7 @@ docker-registry  docker-registry           docker-registry
 docker-registry  skopeo                    skopeo
 aptly            aptly                     aptly
 tenant-kit       shellcheck                shellcheck
+status-page      chromium                  chromium
 "
 
 install_packages() {

@@ -54,6 +54,7 @@ func (s *server) sidePorts(h *health) []sidePort {
 
 	metrics.Handle("GET /metrics", s.metrics.Handler())
 	admin.Handle("/admin/", sameSite(s.operatorsOnly(s.adminAPI())))
+	admin.Handle("/{$}", sameSite(s.operatorsOnly(s.statusPage(h))))
 	return ports
 }
 
@@ -84,10 +85,14 @@ func (s *server) operatorsOnly(next http.Handler) http.Handler {
 		token := s.adminToken.Load()
 		switch {
 		case token != nil && *token != "":
-			given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-			if !ok || subtle.ConstantTimeCompare([]byte(given), []byte(*token)) != 1 {
-				w.Header().Set("WWW-Authenticate", `Bearer realm="cmekproxy admin"`)
-				http.Error(w, "send the configuration's admin_token as a bearer token", http.StatusUnauthorized)
+			if subtle.ConstantTimeCompare([]byte(givenToken(r)), []byte(*token)) != 1 {
+				w.Header().Add("WWW-Authenticate", `Bearer realm="cmekproxy admin"`)
+				w.Header().Add("WWW-Authenticate", `Basic realm="cmekproxy admin", charset="UTF-8"`)
+				http.Error(
+					w,
+					"send the configuration's admin_token as a bearer token, or as the password of any user",
+					http.StatusUnauthorized,
+				)
 				return
 			}
 		case !arrivedOnLoopback(r):
@@ -108,6 +113,16 @@ func (s *server) operatorsOnly(next http.Handler) http.Handler {
 
 		next.ServeHTTP(w, r)
 	})
+}
+
+// givenToken returns the token of a request, or "". A browser can send it only
+// as a password.
+func givenToken(r *http.Request) string {
+	if _, password, ok := r.BasicAuth(); ok {
+		return password
+	}
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return token
 }
 
 func arrivedOnLoopback(r *http.Request) bool {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -213,7 +214,7 @@ func adminGuard(t *testing.T, token config.Secret, local string) func(host, auth
 	}
 	a.adminToken.Store(&token)
 	a.keys = newEmptyRing(t)
-	handler := a.sidePorts(&health{})[0].mux
+	handler := a.sidePorts(newHealth())[0].mux
 
 	return func(host, authorization string) int {
 		r := httptest.NewRequestWithContext(
@@ -270,6 +271,11 @@ func TestWhoReachesAdmin(t *testing.T) {
 		{"without the token, on loopback", "127.0.0.1", token, "127.0.0.1:9001", "", http.StatusUnauthorized},
 		{"with another token", "127.0.0.1", token, "127.0.0.1:9001", "Bearer " + token + "x", http.StatusUnauthorized},
 		{"with a part of the token", "127.0.0.1", token, "127.0.0.1:9001", "Bearer " + token[:5], http.StatusUnauthorized},
+		{"as a password", "10.1.2.3", token, "10.1.2.3:9001", basic("", token), http.StatusOK},
+		{"as a password of a user", "10.1.2.3", token, "10.1.2.3:9001", basic("admin", token), http.StatusOK},
+		{"as a user", "10.1.2.3", token, "10.1.2.3:9001", basic(token, ""), http.StatusUnauthorized},
+		{"with another password", "10.1.2.3", token, "10.1.2.3:9001", basic("admin", "x"), http.StatusUnauthorized},
+		{"a password without a token", "10.1.2.3", "", "10.1.2.3:9001", basic("", ""), http.StatusForbidden},
 		{"with another scheme", "127.0.0.1", token, "127.0.0.1:9001", "Basic " + token, http.StatusUnauthorized},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -278,6 +284,10 @@ func TestWhoReachesAdmin(t *testing.T) {
 			}
 		})
 	}
+}
+
+func basic(user, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 }
 
 // TestPortsApart: each port serves its own paths only.
@@ -311,6 +321,9 @@ func TestPortsApart(t *testing.T) {
 		{admin, "/metrics", http.StatusNotFound},
 		{admin, "/healthz", http.StatusNotFound},
 		{admin, "/admin/keys", http.StatusUnauthorized},
+		{admin, "/", http.StatusUnauthorized},
+		{health, "/", http.StatusNotFound},
+		{figures, "/", http.StatusNotFound},
 	} {
 		if status, _ := adminDo(t, http.MethodGet, "http://"+c.at+c.path, http.Header{
 			"Host": {"10.0.0.7"},

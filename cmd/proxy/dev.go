@@ -208,6 +208,7 @@ See what the store has:
 
   xxd %[3]s/demo/hello.txt
 
+What it does right now:      http://%[2]s/
 Keys:                        http://%[2]s/admin/keys
 Metrics:                     http://%[2]s/metrics
 Cost of other cache times:   http://%[2]s/admin/ttl-advisor

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/statuspage"
 )
 
 // signalError is the cause of a context that was canceled by a signal.
@@ -40,8 +42,39 @@ func untilSignal() (ctx context.Context, stop func()) {
 	}
 }
 
-// health is the state that /readyz reports.
-type health struct{ ready atomic.Bool }
+// health is the state of the proxy, which /readyz reports.
+type health struct {
+	ready atomic.Bool
+	state atomic.Pointer[phase]
+}
+
+// phase is a state since a time.
+type phase struct {
+	state statuspage.State
+	since time.Time
+	until *time.Time // for a drain, when it aborts requests
+}
+
+func newHealth() *health {
+	h := &health{}
+	h.state.Store(&phase{statuspage.Starting, time.Now(), nil})
+	return h
+}
+
+func (h *health) serve() {
+	h.state.Store(&phase{statuspage.Serving, time.Now(), nil})
+	h.ready.Store(true)
+}
+
+func (h *health) drain(until time.Time) {
+	h.ready.Store(false)
+	h.state.Store(&phase{statuspage.Draining, time.Now(), &until})
+}
+
+func (h *health) phase() (state statuspage.State, since time.Time, until *time.Time) {
+	p := h.state.Load()
+	return p.state, p.since, p.until
+}
 
 // leaving makes each response on the S3 port close its connection once the
 // proxy is stopping. Clients with long-lived connections then move to

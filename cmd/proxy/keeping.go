@@ -48,11 +48,7 @@ func (b *backend) openKeys(ctx context.Context) []openedKey {
 
 // withLimits adds limits, a circuit breaker and retries to a key.
 func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
-	label := w.KeyID()
-	if b.observer.label[k.Name] == otherKeys {
-		label = otherKeys
-	}
-	return b.limited(k, w, b.metrics.Breaker(label).Add)
+	return b.limited(k, w, b.metrics.Breaker(b.observer.labelOf(k.Name)).Add)
 }
 
 // limited is withLimits. opened is called with 1 when the circuit breaker

@@ -82,6 +82,7 @@ func (s *server) reload(ctx context.Context) {
 	if err == nil {
 		err = s.apply(ctx, next.Config, "SIGHUP")
 	}
+	s.metrics.Reloaded(time.Now(), err)
 	if err != nil {
 		s.log.Error("config reload failed; keeping the current configuration", zap.Error(err))
 		return

@@ -99,7 +99,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 	defer s3.Close()
 
-	health := &health{}
+	health := newHealth()
 	side, err := s.listenBeside(ctx, health)
 	if err != nil {
 		return err
@@ -123,7 +123,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 
 	side.serve(failed)
 
-	health.ready.Store(true)
+	health.serve()
 	s.log.Info(
 		"serving",
 		zap.Stringer("s3", s3.Addr()),
@@ -141,7 +141,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	case <-ctx.Done():
 	}
 
-	health.ready.Store(false)
+	health.drain(time.Now().Add(s.cfg.Limits.ShutdownGrace))
 	return errors.Join(err, s.drain(context.Cause(ctx), s3Server))
 }
 
@@ -194,6 +194,13 @@ func (s *server) watchCertificate() {
 		"Expiry of the certificate of the S3 port, in Unix time.",
 		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) },
 	)
+	if !s.tls.ClientAuthorityExpiry().IsZero() {
+		s.metrics.Gauge(
+			"cmekproxy_tls_client_ca_expiry_timestamp_seconds",
+			"Expiry of the first authority in client_ca_file to expire, in Unix time.",
+			func() float64 { return float64(s.tls.ClientAuthorityExpiry().Unix()) },
+		)
+	}
 	if err := s.tls.Valid(time.Now()); err != nil {
 		s.log.Error(
 			"clients will reject the certificate of the S3 port",
@@ -221,6 +228,7 @@ func shortSecrets(clients []config.Client) (names []string) {
 // startDuties starts the background work, which ends with ctx.
 func (s *server) startDuties(ctx context.Context) {
 	go s.keys.Run(ctx)
+	go s.history.Run(ctx)
 	go returnMemory(ctx, func() int { return s.load().Running })
 	s.tryKeys(ctx)
 	s.onSignals(ctx)

@@ -18,6 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/cmekproxy/cmekproxy/internal/statuspage"
 )
 
 // Limits without a setting.
@@ -39,6 +40,7 @@ type server struct {
 	adminToken atomic.Pointer[config.Secret]
 	s3         http.Handler
 	open       *connections
+	history    *statuspage.History
 	load       func() s3api.Load
 	tls        *pemfile.Server // nil for plain HTTP
 }
@@ -95,6 +97,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 	})
 	s.s3, s.load = api, api.Load
 	s.exportLoad(api)
+	s.exportProcess()
 
 	return s, nil
 }

@@ -2,62 +2,16 @@ package advisor
 
 import (
 	"encoding/json"
-	"mime"
 	"net/http"
-	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/webpage"
 )
 
-// Handler serves the Report: as JSON for "Accept: application/json" or
-// "?format=json", otherwise as a web page.
+// Handler serves the Report, as a page or as JSON.
 func (r *Recorder) Handler() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.Method != http.MethodGet && req.Method != http.MethodHead {
-			w.Header().Set("Allow", "GET, HEAD")
-			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
-			return
-		}
-
-		format := req.URL.Query().Get("format")
-		if format == "" {
-			format = "html"
-			if acceptsJSON(req.Header.Values("Accept")) {
-				format = "json"
-			}
-		}
-
-		h := w.Header()
-		h.Set("Cache-Control", "no-store")
-		h.Set("Vary", "Accept")
-		h.Set("X-Content-Type-Options", "nosniff")
-
-		switch format {
-		case "json":
-			h.Set("Content-Type", "application/json")
-			enc := json.NewEncoder(w)
-			enc.SetIndent("", "  ")
-			_ = enc.Encode(r.Report()) // fails only if the client has left
-		case "html":
-			h.Set("Content-Type", "text/html; charset=utf-8")
-			h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-			_ = pageTemplate.Execute(w, newView(r.Report())) // as above
-		default:
-			http.Error(w, "format is html or json", http.StatusBadRequest)
-		}
-	})
-}
-
-// acceptsJSON reports whether an Accept header contains JSON explicitly.
-// Those of browsers do not.
-func acceptsJSON(accept []string) bool {
-	for _, line := range accept {
-		for element := range strings.SplitSeq(line, ",") {
-			if kind, _, err := mime.ParseMediaType(element); err == nil && kind == "application/json" {
-				return true
-			}
-		}
+	return &webpage.Report[Report]{
+		Now: r.Report, View: func(rep Report) any { return newView(rep) }, Page: pageTemplate,
 	}
-
-	return false
 }
 
 // MarshalJSON implements json.Marshaler. Durations are in seconds.

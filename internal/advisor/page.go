@@ -3,18 +3,18 @@ package advisor
 import (
 	_ "embed"
 	"fmt"
-	"html/template"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/webpage"
 )
 
 //go:embed page.html
 var pageText string
 
-var pageTemplate = template.Must(template.New("page").Parse(pageText))
+var pageTemplate = webpage.Parse(pageText)
 
 // view is a Report formatted for page.html.
 type view struct {
@@ -37,7 +37,7 @@ type viewRow struct {
 }
 
 func newView(rep Report) view {
-	v := view{Observed: inWords(rep.Observed), Currency: rep.Currency}
+	v := view{Observed: webpage.Duration(rep.Observed), Currency: rep.Currency}
 	// Streams that started earlier may still renew, most often with the
 	// shortest TTL.
 	if rep.AccessesPerSecond == 0 && rep.CreatesPerSecond == 0 && rep.Rows[1].CallsPerSecond <= rep.ProbesPerSecond {
@@ -64,12 +64,12 @@ func warmingUp(row Row) bool { return row.WarmingUp }
 
 func newViewRow(rep Report, row Row) viewRow {
 	v := viewRow{
-		TTL:       inWords(row.TTL),
-		Calls:     figure(row.CallsPerSecond),
+		TTL:       webpage.Duration(row.TTL),
+		Calls:     webpage.Number(row.CallsPerSecond),
 		Cost:      money(row.MonthlyCost),
-		HitRatio:  percent(row.HitRatio),
-		Window:    inWords(row.RevocationWindow),
-		Held:      grouped(int64(math.Round(row.DEKsHeld))),
+		HitRatio:  webpage.Percent(row.HitRatio),
+		Window:    webpage.Duration(row.RevocationWindow),
+		Held:      webpage.Grouped(int64(math.Round(row.DEKsHeld))),
 		Current:   row.Current,
 		WarmingUp: row.WarmingUp,
 	}
@@ -127,10 +127,10 @@ func steps(rep Report, current int) []named {
 		}
 
 		if row.RevocationWindow == now.RevocationWindow {
-			text += "; unreadable within " + inWords(now.RevocationWindow) + " as before."
+			text += "; unreadable within " + webpage.Duration(now.RevocationWindow) + " as before."
 		} else {
-			text += "; unreadable within " + inWords(row.RevocationWindow) + " instead of " +
-				inWords(now.RevocationWindow) + "."
+			text += "; unreadable within " + webpage.Duration(row.RevocationWindow) + " instead of " +
+				webpage.Duration(now.RevocationWindow) + "."
 		}
 
 		name := "Shorter, "
@@ -138,7 +138,7 @@ func steps(rep Report, current int) []named {
 			name = "Longer, "
 		}
 
-		list = append(list, named{name + inWords(row.TTL), text})
+		list = append(list, named{name + webpage.Duration(row.TTL), text})
 	}
 
 	return list
@@ -160,14 +160,14 @@ func compared(ratio float64) string {
 }
 
 func notes(rep Report) []string {
-	accesses, creates := figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond)
+	accesses, creates := webpage.Number(rep.AccessesPerSecond), webpage.Number(rep.CreatesPerSecond)
 	list := []string{fmt.Sprintf("Observed per second: %s reads and %s new data keys. "+
 		"Each new data key needs one KMS call with any TTL.", accesses, creates)}
 
 	if rep.ProbesPerSecond > 0 {
 		list[0] = fmt.Sprintf("Observed per second: %s reads. With any TTL, KMS calls are made "+
 			"for %s new data keys and %s probes, which detect revocations.",
-			accesses, creates, figure(rep.ProbesPerSecond))
+			accesses, creates, webpage.Number(rep.ProbesPerSecond))
 	}
 
 	price := strconv.FormatFloat(rep.PricePer10000, 'f', -1, 64)
@@ -187,7 +187,7 @@ func notes(rep Report) []string {
 		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them. "+
 			"Expect errors of a few percent, and of about ten percent for the shortest TTLs, "+
 			"where few objects cause most of the calls.",
-			grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
+			webpage.Grouped(int64(math.Round(1/rep.SampleRate))), webpage.Grouped(int64(rep.SampledBlobs))))
 	} else {
 		list = append(list, "All data keys were observed.")
 	}
@@ -198,73 +198,10 @@ func notes(rep Report) []string {
 		"The figures are for this process. Each replica makes its own KMS calls.")
 }
 
-// inWords formats a duration: with milliseconds below a minute, in minutes
-// above an hour.
-func inWords(d time.Duration) string {
-	if d <= 0 {
-		return "0 s"
-	}
-	if d < time.Minute && d%time.Second != 0 {
-		return strconv.FormatFloat(d.Round(time.Millisecond).Seconds(), 'f', -1, 64) + " s"
-	}
-
-	d = d.Round(time.Second)
-	if d > time.Hour {
-		d = d.Round(time.Minute)
-	}
-
-	var words []string
-	for _, unit := range []struct {
-		size time.Duration
-		name string
-	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "min"}, {time.Second, "s"}} {
-		if n := d / unit.size; n > 0 {
-			words = append(words, strconv.FormatInt(int64(n), 10)+" "+unit.name)
-			d %= unit.size
-		}
-	}
-
-	return strings.Join(words, " ")
-}
-
-// figure formats a number with three digits, or more if the integer part is
-// longer.
-func figure(x float64) string {
-	switch {
-	case x == 0:
-		return "0"
-	case x < 0.001:
-		return "< 0.001"
-	case x >= 99.95:
-		return grouped(int64(math.Round(x)))
-	case x >= 9.995:
-		return strconv.FormatFloat(x, 'f', 1, 64)
-	case x >= 0.9995:
-		return strconv.FormatFloat(x, 'f', 2, 64)
-	default:
-		return strconv.FormatFloat(x, 'f', 3, 64)
-	}
-}
-
 func money(x float64) string {
 	cents := int64(math.Round(x * 100))
 	if cents == 0 && x > 0 {
 		return "< 0.01"
 	}
-	return fmt.Sprintf("%s.%02d", grouped(cents/100), cents%100)
-}
-
-// percent rounds down, so that 100 % means all.
-func percent(x float64) string {
-	return strconv.FormatFloat(math.Floor(x*1000+1e-9)/10, 'f', 1, 64) + " %"
-}
-
-// grouped formats n, which must not be negative, with commas between the
-// thousands.
-func grouped(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
+	return fmt.Sprintf("%s.%02d", webpage.Grouped(cents/100), cents%100)
 }

@@ -62,6 +62,7 @@ func (d *decoder) checkServer(c *Config) {
 	d.checkRuleClients(c)
 	d.checkOutageWait(c)
 	d.checkAudit(&c.Audit)
+	d.checkMetrics(&c.Metrics)
 
 	d.checkLimits(&c.Limits)
 }
@@ -673,6 +674,18 @@ func (d *decoder) checkAudit(a *Audit) {
 	}
 	if a.MaxFiles < 0 || a.MaxFiles > 100_000 {
 		d.fail(&a.MaxFiles, "audit.max_files must be from 0 to 100000; 0 means all")
+	}
+}
+
+// maxNames limits series: each client and bucket has six.
+const maxNames = 10_000
+
+func (d *decoder) checkMetrics(m *Metrics) {
+	if m.Clients < 0 || m.Clients > maxNames {
+		d.fail(&m.Clients, "metrics.clients must be from 0 to %d; 0 means no counters by client", maxNames)
+	}
+	if m.Buckets < 0 || m.Buckets > maxNames {
+		d.fail(&m.Buckets, "metrics.buckets must be from 0 to %d; 0 means no counters by bucket", maxNames)
 	}
 }
 

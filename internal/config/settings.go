@@ -58,6 +58,8 @@ type Config struct {
 	Log Log `yaml:"log" scope:"server"`
 	// Audit configures the audit log. Without it, there is no audit log.
 	Audit Audit `yaml:"audit" scope:"server"`
+	// Metrics adds metrics whose number depends on the load.
+	Metrics Metrics `yaml:"metrics" scope:"server"`
 	// Limits protect the proxy from its clients.
 	Limits Limits `yaml:"limits" scope:"server"`
 }
@@ -510,6 +512,15 @@ type Audit struct {
 	// MaxFiles is how many renamed files are kept. 0, the default, means
 	// all. At most 100000.
 	MaxFiles int `yaml:"max_files"`
+}
+
+// Metrics adds metrics whose number depends on the load.
+type Metrics struct {
+	// Clients and Buckets are how many clients and buckets have their own
+	// counters of requests and bytes. Further ones share a label. 0 to
+	// 10000. 0, the default, means no such counters.
+	Clients int `yaml:"clients"`
+	Buckets int `yaml:"buckets"`
 }
 
 // Limits protect the proxy from its clients. None of them can be disabled.

@@ -59,6 +59,9 @@ type Status struct {
 	// consistent. If a policy denies some objects of a part, the probe of
 	// another object does not see it, and the window for these is the TTL.
 	Window time.Duration
+	// Stated is Window while the probes are answered, and cover all parts
+	// in use: what the configuration promises.
+	Stated time.Duration
 	// RevokedSince is when the KMS first refused the key; zero if it does
 	// not. LastUse is how long after that the last byte was sent.
 	RevokedSince time.Time
@@ -84,7 +87,8 @@ func (k *Keyring) Status() []Status {
 			s.DEKs, s.OldestAge = h.Entries, h.OldestAge
 		}
 
-		s.Window = k.windowOf(key, k.cfg.Cache.TTL())
+		s.Stated = k.windowOf(key, k.cfg.Cache.TTL())
+		s.Window = s.Stated
 		if s.State == Unreachable || s.Unprobed || !key.answersProbes() {
 			s.Window = k.cfg.Cache.TTL()
 		}

@@ -365,6 +365,7 @@ func (s *Server) record(c *call, answer *Error) {
 
 	log("request", fields...)
 	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
+	s.Metrics.RequestBy(c.clientName(), c.bucket, c.w.status, c.in.Load(), c.w.bytes)
 }
 
 // maxLogFields is the most fields of an entry in the access log.

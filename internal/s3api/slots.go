@@ -388,18 +388,22 @@ type Load struct {
 	YoungLimit  int   // more wait in line
 	Memory      int64 // bytes that running requests may hold
 	MemoryLimit int64 // requests that need more are refused; 0 for no limit
+	// Clients are the authenticated requests of each client, by its name.
+	// Tenants count as one client.
+	Clients map[string]int
 }
 
 // Load returns the load at the moment.
 func (s *Server) Load() Load {
-	l := Load{Running: s.slow.count(), YoungLimit: s.fast.size, MemoryLimit: s.budget.size}
+	l := Load{YoungLimit: s.fast.size, MemoryLimit: s.budget.size, Clients: make(map[string]int)}
+	l.Running = s.slow.count(l.Clients)
 	s.budget.mu.Lock()
 	l.Memory = s.budget.used
 	s.budget.mu.Unlock()
 
 	s.fast.mu.Lock()
 	defer s.fast.mu.Unlock()
-	l.Running += s.fast.used
+	l.Running += s.fast.countLocked(l.Clients)
 	l.Young = s.fast.young
 	if s.fast.crowd > 0 && s.fast.saturated() {
 		l.YoungLimit = min(s.fast.crowd, s.fast.size)
@@ -407,9 +411,17 @@ func (s *Server) Load() Load {
 	return l
 }
 
-func (p *pool) count() int {
+// count returns the number of slots that are held, and adds it up by holder.
+func (p *pool) count(byHolder map[string]int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.countLocked(byHolder)
+}
+
+func (p *pool) countLocked(byHolder map[string]int) int {
+	for name, h := range p.of {
+		byHolder[name] += h.used
+	}
 	return p.used
 }
 
