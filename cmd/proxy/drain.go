@@ -21,7 +21,7 @@ type signalError struct{ os.Signal }
 func (s signalError) Error() string { return s.String() }
 
 // untilSignal returns a context that is canceled by the first SIGINT or
-// SIGTERM.
+// SIGTERM. A second one ends the process at once, unless drain waits for it.
 func untilSignal() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -30,6 +30,7 @@ func untilSignal() (ctx context.Context, stop func()) {
 	go func() {
 		select {
 		case s := <-signals:
+			signal.Stop(signals)
 			cancel(signalError{s})
 		case <-ctx.Done():
 		}
