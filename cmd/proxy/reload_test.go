@@ -150,8 +150,8 @@ func seeLogin(r *reloading) any {
 	return fmt.Sprint(credentials.AccessKeyID, credentials.SecretAccessKey, err)
 }
 
-// seeTracing returns the header for the receiver of spans; TestTracingHeaders
-// sees it arrive.
+// seeTracing returns the header for the receiver of spans; package
+// tracing tests that it arrives.
 func seeTracing(r *reloading) any { return tracingHeader(r.current().Tracing.Headers) }
 
 func seeAudit(r *reloading) any { return r.audit.Load() }
