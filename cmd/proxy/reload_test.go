@@ -162,7 +162,7 @@ func seeLimits(r *reloading) any {
 }
 
 // rows returns a row for each setting outside keys.
-func rows() []reloadRow {
+func settingRows() []reloadRow {
 	top := func(name, value string, see func(r *reloading) any) reloadRow {
 		return reloadRow{name, atTop, name + ": " + value + "\n" + atTop, see}
 	}
@@ -378,7 +378,7 @@ func TestReloadOfEachSetting(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "example")
 	covered := make(map[string]bool)
-	for _, row := range rows() {
+	for _, row := range settingRows() {
 		covered[row.setting] = true
 		t.Run(row.setting, func(t *testing.T) { testReloadRow(t, row, second, row.old, row.changed) })
 	}
