@@ -18,6 +18,7 @@ const interfaceFile = "../cmd/proxy/testdata/interface.txt"
 // does not list them.
 var lateMetrics = []string{
 	"cmekproxy_tls_certificate_expiry_timestamp_seconds",
+	"cmekproxy_trace_spans_exported_total", "cmekproxy_trace_spans_dropped_total",
 	"cmekproxy_tls_client_ca_expiry_timestamp_seconds",
 }
 

@@ -115,11 +115,7 @@ install_packages() {
   if [[ ${STORE:-} == ceph ]] && ! has curl; then missing+=(curl); fi # for ceph.sh
   if ! python_with 'boto3, cryptography' >/dev/null; then missing+=(python3 python3-boto3 python3-cryptography); fi
   if ((${#missing[@]} == 0)); then return 0; fi
-  say "installing Debian packages: ${missing[*]}"
-  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
-  "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
+  "$root/internal/tools/packages.sh" "${missing[@]}"
 }
 
 install_node_modules() {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,8 +26,8 @@ type keyObserver struct {
 	log     *zap.Logger
 	metrics *metrics.Metrics
 	advisor *advisor.Recorder
-	label   map[string]string // metric labels of keys, by name
-	broken  sync.Map          // names of keys that were logged as not working
+	labels  atomic.Pointer[map[string]string] // metric labels of keys, by name
+	broken  sync.Map                          // names of keys that were logged as not working
 }
 
 // KMSCall implements keyring.Observer.
@@ -58,11 +60,15 @@ func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Dur
 // labelOf returns the metric label of a key. All keys of a template have the
 // label of the template.
 func (o *keyObserver) labelOf(key string) string {
-	if label, ok := o.label[key]; ok {
+	labels := o.labels.Load()
+	if labels == nil {
+		return otherKeys
+	}
+	if label, ok := (*labels)[key]; ok {
 		return label
 	}
 	template, _, _ := strings.Cut(key, ":")
-	return o.label[template]
+	return cmp.Or((*labels)[template], otherKeys) // a key that has just been removed
 }
 
 // Revoked implements keyring.Observer.
@@ -110,9 +116,9 @@ const otherKeys = metrics.OtherNames
 
 // keyLabels returns the metric labels of keys, by name. Each key has about
 // 150 time series, so with hundreds of keys not all can have their own.
-func (b *backend) keyLabels() map[string]string {
+func keyLabels(keys []config.Key) map[string]string {
 	labels := make(map[string]string)
-	for i, k := range b.cfg.Keys {
+	for i, k := range keys {
 		label := otherKeys
 		if i < measuredKeys {
 			label = k.Name
@@ -129,7 +135,7 @@ func (b *backend) keyLabels() map[string]string {
 func (b *backend) measureKeys() {
 	b.measureTenants()
 	b.metrics.Gauge("cmekproxy_kms_max_per_second", "Limit of the calls to each KMS key in a second.",
-		func() float64 { return float64(b.cfg.KMS.MaxPerSecond) })
+		func() float64 { return float64(b.current().KMS.MaxPerSecond) })
 	b.metrics.Gauge("cmekproxy_dek_cache_ttl_seconds", "How long a data key may be used: dek_cache.ttl.",
 		func() float64 { return b.cache.TTL().Seconds() })
 	count := func(name, help string, of func(dekcache.Stats) uint64) {

@@ -57,7 +57,7 @@ func (s *server) exportLoad(api *s3api.Server) {
 		{"cmekproxy_connections", "Open connections of the S3 port.", s.open.count},
 		{
 			"cmekproxy_connections_limit", "How many connections the S3 port accepts.",
-			func() int { return s.open.limit },
+			s.open.most,
 		},
 	} {
 		s.metrics.Gauge(gauge.name, gauge.help, func() float64 { return float64(gauge.value()) })

@@ -6,16 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/tools.sh
 
-packages() { # COMMAND... of apt-get
-  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
-  "${apt[@]}" "$@" >/dev/null
-}
-if ! command -v curl >/dev/null; then
-  packages update
-  packages install -y --no-install-recommends curl
-fi
-promtool=$bin/promtool
+internal/tools/packages.sh curl
+root=$PWD promtool=$bin/promtool
 mkdir -p "$bin" "$work"
 if ! [ -x "$promtool" ]; then
   # Only the program: installing the package would start Prometheus. go install
@@ -26,7 +18,7 @@ if ! [ -x "$promtool" ]; then
   (
     cd "$fetched"
     if ! apt-get -qq download prometheus 2>/dev/null; then
-      packages update
+      "$root/internal/tools/packages.sh" --update
       apt-get -qq download prometheus
     fi
     dpkg-deb --extract prometheus_*.deb files

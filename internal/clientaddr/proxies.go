@@ -76,20 +76,17 @@ func cutLast(list string) (rest, last string, more bool) {
 // machine, and can be any text.
 func parseAddress(text string) (addr netip.AddrPort, ok bool) {
 	text = strings.TrimSpace(text)
-	addr, err := netip.ParseAddrPort(text)
-	if err != nil {
-		bare, bracketed := strings.CutPrefix(text, "[")
-		if bracketed {
-			bare, bracketed = strings.CutSuffix(bare, "]")
-			if !bracketed {
-				return netip.AddrPort{}, false
-			}
+	bare := text
+	if inside, ok := strings.CutPrefix(text, "["); ok {
+		if inside, ok = strings.CutSuffix(inside, "]"); ok {
+			bare = inside
 		}
-		ip, err := netip.ParseAddr(bare)
-		if err != nil {
-			return netip.AddrPort{}, false
-		}
+	}
+
+	if ip, err := netip.ParseAddr(bare); err == nil { // the most common, so that no error is allocated
 		addr = netip.AddrPortFrom(ip, 0)
+	} else if addr, err = netip.ParseAddrPort(text); err != nil {
+		return netip.AddrPort{}, false
 	}
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), addr.Addr().Zone() == ""
 }

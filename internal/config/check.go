@@ -62,7 +62,9 @@ func (d *decoder) checkServer(c *Config) {
 	d.checkClients(c.Clients)
 	d.checkRuleClients(c)
 	d.checkOutageWait(c)
+	d.checkLog(&c.Log)
 	d.checkAudit(&c.Audit)
+	d.checkTracing(&c.Tracing)
 	d.checkMetrics(&c.Metrics)
 
 	d.checkLimits(&c.Limits)
@@ -661,6 +663,12 @@ func (d *decoder) checkKMS(k *KMS) {
 }
 
 var currencyForm = regexp.MustCompile(`^[\p{L}\p{Sc}]{1,8}$`)
+
+func (d *decoder) checkLog(l *Log) {
+	if _, ok := l.AccessEvery(); !ok {
+		d.fail(&l.Access, "log.access must be on, off, or a number from 2 to 1000000, which logs one in so many")
+	}
+}
 
 func (d *decoder) checkAudit(a *Audit) {
 	if a.File != "" && a.Stdout {

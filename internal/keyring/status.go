@@ -77,7 +77,7 @@ func (k *Keyring) Status() []Status {
 		open[key.configured()]++
 	}
 
-	out := make([]Status, 0, len(k.keys)+len(tenants))
+	out := make([]Status, 0, len(k.set().keys)+len(tenants))
 	for _, key := range k.allKeys() {
 		s := k.statusOf(key)
 		s.Open = open[key]
@@ -161,10 +161,10 @@ func (k *keyState) answersProbes() bool {
 // Window returns the longest Status.Window of all keys for a given TTL, as
 // long as the KMS answers probes in time.
 func (k *Keyring) Window(ttl time.Duration) (longest time.Duration) {
-	if len(k.keys) == 0 {
+	if len(k.set().keys) == 0 {
 		return ttl
 	}
-	for _, key := range k.keys {
+	for _, key := range k.set().keys {
 		longest = max(longest, k.windowOf(key, ttl))
 	}
 	return max(longest, k.windowOf(k.files.Load().slowest, ttl))
@@ -197,14 +197,14 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 
 // Unopened reports whether the named key has not been opened yet.
 func (k *Keyring) Unopened(name string) bool {
-	key := k.byName[name]
+	key := k.set().byName[name]
 	return key != nil && !key.isTemplate() && key.kms.Load() == nil
 }
 
 // Try makes a round trip with the named key through the KMS, and returns
 // any error.
 func (k *Keyring) Try(ctx context.Context, name string) error {
-	key := k.byName[name]
+	key := k.set().byName[name]
 	if key == nil {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
 	}

@@ -31,6 +31,7 @@ type Metrics struct {
 	Unaudited prometheus.Counter // records that could not be written to the audit log
 
 	registry       *prometheus.Registry
+	openMetrics    bool
 	requests       *prometheus.CounterVec
 	refusals       *prometheus.CounterVec
 	duration       *prometheus.HistogramVec
@@ -150,11 +151,21 @@ func New() *Metrics {
 }
 
 // Request records a finished request. code is the S3 error code, or empty.
-func (m *Metrics) Request(operation string, status int, code string, took time.Duration, in, out int64) {
+// trace is the id of a recorded trace with the request, or empty.
+func (m *Metrics) Request(operation string, status int, code string, took time.Duration, in, out int64, trace string) {
 	m.requests.WithLabelValues(operation, strconv.Itoa(status), code).Inc()
-	m.duration.WithLabelValues(operation).Observe(took.Seconds())
+	m.observe(m.duration.WithLabelValues(operation), took, trace)
 	m.bytes.WithLabelValues("in").Add(float64(in))
 	m.bytes.WithLabelValues("out").Add(float64(out))
+}
+
+// observe adds a duration to a histogram, with the trace as its exemplar.
+func (m *Metrics) observe(histogram prometheus.Observer, took time.Duration, trace string) {
+	if with, ok := histogram.(prometheus.ExemplarObserver); ok && trace != "" {
+		with.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": trace})
+		return
+	}
+	histogram.Observe(took.Seconds())
 }
 
 // Refused records a request that was refused because there was no room for
@@ -203,6 +214,17 @@ func (m *Metrics) KMSWait(key string, waited time.Duration) {
 // cut.
 func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event).Inc() }
 
+// ForgetKey removes the metrics of a key that is gone.
+func (m *Metrics) ForgetKey(key string) {
+	label := prometheus.Labels{"key": key}
+	m.kmsDuration.DeletePartialMatch(label)
+	for _, c := range []*prometheus.CounterVec{m.kmsWaits, m.kmsWaited, m.membersMissing, m.leases} {
+		c.DeletePartialMatch(label)
+	}
+	m.membersMissing.DeletePartialMatch(prometheus.Labels{"member": key})
+	m.breakers.DeletePartialMatch(label)
+}
+
 // StoreCapability records whether the store can do something.
 func (m *Metrics) StoreCapability(name string, able bool) {
 	value := map[bool]float64{true: 1}[able]
@@ -244,9 +266,16 @@ func (m *Metrics) Gauge(name, help string, value func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 }
 
+// UseExemplars makes Handler offer OpenMetrics, the format that has
+// exemplars. Call it before Handler.
+func (m *Metrics) UseExemplars() { m.openMetrics = true }
+
 // Handler serves /metrics.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+	return promhttp.HandlerFor(
+		m.registry,
+		promhttp.HandlerOpts{Registry: m.registry, EnableOpenMetrics: m.openMetrics},
+	)
 }
 
 // Describe implements the method of prometheus.Collector. It includes

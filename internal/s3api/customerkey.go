@@ -92,13 +92,13 @@ func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
 	return key, nil
 }
 
-// overTLS reports whether a request came over TLS, to the proxy itself or to
+// overTLS reports whether the request came over TLS, to the proxy itself or to
 // a TLS terminator on the same machine, if one is configured.
-func (s *Server) overTLS(r *http.Request) bool {
-	if r.TLS != nil || !s.LocalTLS {
-		return r.TLS != nil
+func (c *call) overTLS() bool {
+	if c.TLS != nil || !c.settings.LocalTLS {
+		return c.TLS != nil
 	}
-	return fromThisMachine(r)
+	return fromThisMachine(c.Request)
 }
 
 // readingKey returns the customer key for what the call reads.
@@ -119,7 +119,7 @@ func (s *Server) openKey(
 ) (lease *keyring.Lease, err error) {
 	switch key := c.readingKey(); {
 	case keyID != crypt.CustomerKeyID:
-		lease, err = s.Keys.Open(ctx, obj, keyID, wrapped)
+		lease, err = c.keys.Open(ctx, obj, keyID, wrapped)
 	case key == nil:
 		return nil, badRequest(
 			"InvalidRequest",
@@ -127,7 +127,7 @@ func (s *Server) openKey(
 				"The correct parameters must be provided to retrieve the object.",
 		)
 	default:
-		lease, err = s.Keys.OpenForCustomer(ctx, obj, wrapped, key)
+		lease, err = c.keys.OpenForCustomer(ctx, obj, wrapped, key)
 	}
 
 	if err != nil {

@@ -73,7 +73,7 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	c.addGuards(r)
 	start := s.Now()
-	resp, err := s.Origin.RoundTrip(r)
+	resp, err := s.Origin.RoundTrip(c.traced(r))
 	took := s.Now().Sub(start)
 	c.originTime.Add(int64(took))
 
