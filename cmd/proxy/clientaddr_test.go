@@ -165,8 +165,8 @@ func TestSilentConnectionsMakePlace(t *testing.T) {
 	b.end(t)
 }
 
-// TestRefusedConnectionsAreLogged: each reason once, and nothing for the health
-// check of a load balancer.
+// TestRefusedConnectionsAreLogged: each reason once, and nothing for a peer that
+// sends nothing, such as the health check of a load balancer.
 func TestRefusedConnectionsAreLogged(t *testing.T) {
 	core, logs := observer.New(zap.WarnLevel)
 	for _, network := range []string{"127.0.0.1/32", "192.0.2.0/24"} {
@@ -175,12 +175,13 @@ func TestRefusedConnectionsAreLogged(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg := &config.Config{TrustedProxies: []string{network}, ProxyProtocol: config.Required}
-		cfg.Limits.HeaderTimeout = time.Minute
+		cfg.Limits.HeaderTimeout = time.Second
 		s := &server{backend: &backend{cfg: cfg, log: zap.New(core)}, open: newConnections(0)}
 		web := &http.Server{ReadHeaderTimeout: time.Minute, ConnState: s.open.track, Handler: http.NotFoundHandler()}
 		go func() { _ = web.Serve(s.s3Listener(tcp)) }()
 		t.Cleanup(func() { _ = web.Close() })
 
+		silent := dialTo(t, tcp.Addr().String())
 		dialTo(t, tcp.Addr().String()).Close()
 		for _, text := range []string{"GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "PROXY TCP4 injected\r\n"} {
 			conn := dialTo(t, tcp.Addr().String())
@@ -188,6 +189,9 @@ func TestRefusedConnectionsAreLogged(t *testing.T) {
 			if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil {
 				t.Errorf("%q was answered", text)
 			}
+		}
+		if n, err := silent.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
+			t.Errorf("the silent connection: %d, %v, want %v", n, err, io.EOF)
 		}
 		eventually(t, "all are closed", func() bool { return s.open.count() == 0 })
 	}
