@@ -39,8 +39,12 @@ func newNodes(t *testing.T, count int) (nodes []*node) {
 			}
 			t.Fatalf("ip netns add: %v: %s", err, out)
 		}
-		removeAtEnd(t, n.name)
+		// Without the second route, packets to a node without its cable would
+		// leave this machine.
+		subnet := net + fmt.Sprint(4*i) + "/30"
+		removeAtEnd(t, "ip netns del "+n.name+"; ip route del blackhole "+subnet)
 		for _, args := range []string{
+			"route add blackhole " + subnet + " metric 4096",
 			"link add " + n.link + " type veth peer name eth0 netns " + n.name,
 			"address add " + n.host + "/30 dev " + n.link,
 			"link set " + n.link + " up",
@@ -55,11 +59,11 @@ func newNodes(t *testing.T, count int) (nodes []*node) {
 	return nodes
 }
 
-// removeAtEnd starts a process that removes a namespace when this one has
+// removeAtEnd starts a process that runs a shell command when this one has
 // ended, however that happens.
-func removeAtEnd(t *testing.T, name string) {
+func removeAtEnd(t *testing.T, command string) {
 	t.Helper()
-	remover := exec.CommandContext(context.Background(), "sh", "-c", "cat; exec ip netns del "+name)
+	remover := exec.CommandContext(context.Background(), "sh", "-c", "cat; "+command)
 	remover.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not for it
 	pipe, err := remover.StdinPipe()
 	if err != nil {
@@ -71,7 +75,7 @@ func removeAtEnd(t *testing.T, name string) {
 	t.Cleanup(func() {
 		_ = pipe.Close()
 		if err := remover.Wait(); err != nil {
-			t.Errorf("removing the namespace %s: %v", name, err)
+			t.Errorf("%s: %v", command, err)
 		}
 	})
 }

@@ -1,13 +1,25 @@
 package e2e
 
 import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 // fleet is two replicas on nodes of their own. HAProxy balances them in three
@@ -24,6 +36,8 @@ type fleet struct {
 	secret *volume   // of both, with the secrets of clients
 	ca     string    // path of the certificates that clients trust
 	next   [2]string // paths of the next certificate and its key
+
+	ports [2]string // on each node's host address, of the store and the KMS
 
 	// connections balances connections, as kube-proxy and network load
 	// balancers do. closing also closes those to a replica that fails its
@@ -44,12 +58,12 @@ func startFleet(t *testing.T) *fleet {
 	f.customer = startCustomer(t)
 	f.makeFiles(t)
 
-	storePort, kmsPort := port(freeAddress(t)), port(freeAddress(t))
+	f.ports = [2]string{port(freeAddress(t)), port(freeAddress(t))}
 	for i, n := range f.nodes {
-		f.config = append(f.config, newVolume(t, map[string]string{"config.yaml": f.configOf(n, storePort, kmsPort)}))
+		f.config = append(f.config, newVolume(t, map[string]string{"config.yaml": f.configOf(n, time.Second)}))
 		f.replicas = append(f.replicas, f.newReplica(t, i))
 	}
-	f.balance(t, storePort, kmsPort) // also what the replicas send to the store and the KMS
+	f.balance(t) // also what the replicas send to the store and the KMS
 	for _, r := range f.replicas {
 		r.process = r.start()
 	}
@@ -72,7 +86,7 @@ func (f *fleet) makeFiles(t *testing.T) {
 	f.secret = newVolume(t, map[string]string{"app": f.client.secret, rotatedClient: newCredentials().secret})
 }
 
-func (f *fleet) configOf(n *node, storePort, kmsPort string) string {
+func (f *fleet) configOf(n *node, probe time.Duration) string {
 	return fmt.Sprintf(`listen: %[1]s:9000
 health_listen: %[1]s:9002
 metrics_listen: %[1]s:9002
@@ -92,11 +106,11 @@ clients:
     secret_key: file:%[10]s
     allow: [{buckets: ["*"], actions: [list]}]
 limits: {shutdown_delay: %[11]v, shutdown_grace: 20s}
-dek_cache: {ttl: %[12]v, revocation_probe: 1s}
+dek_cache: {ttl: %[12]v, revocation_probe: %[15]v}
 keys: [{name: default, provider: aws-kms, key_id: %[13]q, endpoint: "http://%[4]s:%[14]s", insecure: true}]
 encryption: {rules: [{buckets: ["*"], key: default}]}
-`, n.address, f.tls.path("tls.crt"), f.tls.path("tls.key"), n.host, storePort, region, f.client.accessKey, f.secret.path("app"),
-		rotatedClient, f.secret.path(rotatedClient), shutdownDelay, fleetTTL, f.customer.key, kmsPort)
+`, n.address, f.tls.path("tls.crt"), f.tls.path("tls.key"), n.host, f.ports[0], region, f.client.accessKey, f.secret.path("app"),
+		rotatedClient, f.secret.path(rotatedClient), shutdownDelay, fleetTTL, f.customer.key, f.ports[1], probe)
 }
 
 const (
@@ -124,7 +138,7 @@ func (f *fleet) newReplica(t *testing.T, i int) *replica {
 
 // balance starts HAProxy. It also forwards what the replicas send to the store
 // and to the KMS, which listen on 127.0.0.1.
-func (f *fleet) balance(t *testing.T, storePort, kmsPort string) {
+func (f *fleet) balance(t *testing.T) {
 	t.Helper()
 	text := `global
   log stdout format raw local0
@@ -152,10 +166,10 @@ defaults
 	f.connections = listen("connections", "tcp", "retries 0", "")
 	f.closing = listen("closing", "tcp", "retries 0", "on-marked-down shutdown-sessions")
 	f.requests = listen("requests", "http", "http-reuse always", "ssl verify required no-check-ssl ca-file "+f.ca)
-	for _, forwarded := range [][2]string{{storePort, port(f.store.store.url[len("http://"):])}, {kmsPort, port(f.customer.relay.address)}} {
-		text += fmt.Sprintf("listen to-%s\n  mode tcp\n  server target 127.0.0.1:%s no-check\n", forwarded[0], forwarded[1])
+	for i, target := range []string{f.store.store.host(), f.customer.address} {
+		text += fmt.Sprintf("listen to-%s\n  mode tcp\n  server target %s no-check\n", target, target)
 		for _, n := range f.nodes {
-			text += fmt.Sprintf("  bind %s:%s\n", n.host, forwarded[0])
+			text += fmt.Sprintf("  bind %s:%s\n", n.host, f.ports[i])
 		}
 	}
 
@@ -165,6 +179,96 @@ defaults
 	}
 	haproxy := start(t, "haproxy", environment(), "haproxy", "-db", "-f", path)
 	haproxy.waitForPort(t, f.connections.host())
+}
+
+// swap replaces all files that the replicas read, as the kubelet does, and
+// waits until both replicas use them.
+func (f *fleet) swap(t *testing.T, l *fleetLoad) {
+	t.Helper()
+	l.event("swap")
+	before := credentials{rotatedClient, read(t, f.secret.path(rotatedClient))}
+	after := credentials{rotatedClient, newCredentials().secret}
+	f.secret.swap(t, map[string]string{"app": f.client.secret, rotatedClient: after.secret})
+	f.tls.swap(t, map[string]string{"tls.crt": read(t, f.next[0]), "tls.key": read(t, f.next[1])})
+	for i, n := range f.nodes {
+		f.config[i].swap(t, map[string]string{"config.yaml": f.configOf(n, 500*time.Millisecond)})
+		if err := f.replicas[i].process.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	next, _ := pem.Decode([]byte(read(t, f.next[0])))
+	for _, n := range f.nodes {
+		within(t, "the new secret", func() error { return f.directly(n, after).list() })
+		if err := f.directly(n, before).list(); !refusedAs(err, http.StatusForbidden, "SignatureDoesNotMatch") {
+			t.Errorf("%s: with the secret from before: %v", n.name, err)
+		}
+
+		within(t, "the new certificate", func() error {
+			conn, err := tls.Dial("tcp", n.address+":9000", &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // compared below
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if leaf := conn.ConnectionState().PeerCertificates[0]; !bytes.Equal(leaf.Raw, next.Bytes) {
+				return errors.New("it is the one from before")
+			}
+			return nil
+		})
+
+		within(t, "the new configuration", func() error {
+			const window = `cmekproxy_revocation_window_seconds{key="default"} 1` // twice the probe
+			if text := pull(t, "http://"+n.address+":9002/metrics"); !strings.Contains(string(text), window+"\n") {
+				return errors.New("the window is not that of the new probe")
+			}
+			return nil
+		})
+	}
+}
+
+// within waits until try succeeds.
+func within(t *testing.T, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(startTimeout)
+	for err := try(); err != nil; err = try() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// direct is a client of one replica, without a load balancer and retries.
+type direct struct{ api *s3.Client }
+
+func (f *fleet) directly(n *node, as credentials) direct {
+	e := f.connections // for which the certificates are
+	e.credentials = as
+	c := newGoSDK(e)
+	options := c.s3.Options()
+	options.Retryer = aws.NopRetryer{}
+	options.HTTPClient = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		TLSClientConfig: trust(e), DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, n.address+":9000")
+		},
+	}}
+	return direct{s3.New(options)}
+}
+
+func (d direct) list() error {
+	_, err := d.api.ListObjectsV2(context.Background(), &s3.ListObjectsV2Input{Bucket: aws.String(bucketOfFleet)})
+	return sdkError(err)
+}
+
+func (d direct) read(key string) error {
+	out, err := d.api.GetObject(context.Background(), &s3.GetObjectInput{Bucket: aws.String(bucketOfFleet), Key: &key})
+	if err != nil {
+		return sdkError(err)
+	}
+	defer out.Body.Close()
+	_, err = io.Copy(io.Discard, out.Body)
+	return err
 }
 
 // restart replaces a replica as a rolling update does.
@@ -198,23 +302,31 @@ func TestRolling(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	restarts := 1
+	if n, err := strconv.Atoi(os.Getenv("E2E_RESTARTS")); err == nil {
+		restarts = n
+	} else if os.Getenv("E2E_FULL") != "" {
+		restarts = 10
+	}
+
+	l := startFleetLoad(t, f)
+	time.Sleep(time.Second)
+	t.Run("swapped files", func(t *testing.T) {
+		defer progress(t)
+		f.swap(t, l)
+	})
 	t.Run("restarts", func(t *testing.T) {
 		defer progress(t)
-		restarts := 1
-		if n, err := strconv.Atoi(os.Getenv("E2E_RESTARTS")); err == nil {
-			restarts = n
-		} else if os.Getenv("E2E_FULL") != "" {
-			restarts = 10
-		}
-
-		l := startFleetLoad(t, f)
-		time.Sleep(time.Second)
 		for range restarts {
 			for _, r := range f.replicas {
 				f.restart(t, l, r)
 			}
 		}
 		l.stop(t, 2*restarts)
+	})
+	t.Run("cut off", func(t *testing.T) {
+		defer progress(t)
+		cutOff(t, f)
 	})
 	checkLogs(t, f.store)
 }

@@ -305,7 +305,7 @@ func TestDrainEnds(t *testing.T) {
 			if n, err := conn.Read(make([]byte, 1)); err == nil {
 				t.Errorf("%d bytes came", n)
 			}
-			if late, err := net.Dial("tcp", d.address); err == nil { //nolint:noctx // must be refused at once
+			if late, err := net.Dial("tcp", d.address); err == nil {
 				late.Close()
 				t.Error("the port is open")
 			}
