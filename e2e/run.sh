@@ -8,6 +8,7 @@
 #                                proxy: failures there are not caused by it
 #   E2E_FULL=1                   also run the clients that take minutes to
 #                                install: heavy, below
+#   E2E_RESTARTS=10              restarts of each replica in TestRolling
 #   E2E_UPDATE=1                 write the matrix of docs/s3-compatibility.md
 #                                instead of comparing it
 #   STORE=minio                  use MinIO as the store, or seaweedfs: building
@@ -94,6 +95,8 @@ docker-registry  skopeo                    skopeo
 aptly            aptly                     aptly
 tenant-kit       shellcheck                shellcheck
 status-page      chromium                  chromium
+rolling          haproxy                   haproxy
+rolling          ip                        iproute2
 "
 
 install_packages() {

@@ -28,7 +28,7 @@ def step(doing, call):
         result = call()
     except Exception as e:  # whatever it is, the request failed
         error = f"{type(e).__name__}: {e} {e.__cause__ or e.__context__ or ''}"
-    if error and ended.is_set():
+    if error and ended.wait(0.1):
         return None
     with output:
         print(json.dumps({"doing": doing, "error": error}), flush=True)
