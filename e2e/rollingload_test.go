@@ -5,11 +5,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,12 +59,14 @@ func startFleetLoad(t *testing.T, f *fleet) *fleetLoad {
 	t.Cleanup(l.cancel)
 	for _, e := range []endpoint{f.connections, f.requests} {
 		shared := newGoSDK(e) // one pool of connections
-		for i := range 30 {
+		for i := range 10 {
 			l.all.Go(func() { l.goSDK(shared, i, false, 5*time.Second) })
 		}
-		l.all.Go(func() { l.goSDK(newGoSDK(e), 30, true, 0) })
-		for i := range 3 {
-			l.all.Go(func() { l.goSDK(newGoSDK(e), 31+i, false, time.Duration(i)*100*time.Millisecond) })
+		l.all.Go(func() { l.goSDK(newGoSDK(e), 10, true, 0) })
+		l.all.Go(func() { l.goSDK(newGoSDK(e), 11, false, 100*time.Millisecond) })
+		signed := signedGet(t, e)
+		for range 40 {
+			l.all.Go(func() { l.keepAlive(e, signed, 2*shutdownDelay) })
 		}
 		l.all.Go(func() { l.boto3(t, e) })
 	}
@@ -187,6 +192,93 @@ func (s *fleetSteps) multipart() error {
 	return err
 }
 
+const keptAlive = "kept alive"
+
+// signedGet stores an object, and returns the path of a request for it.
+func signedGet(t *testing.T, e endpoint) string {
+	t.Helper()
+	bucket, key, c := bucketOfFleet, keptAlive+" "+e.name, newGoSDK(e)
+	if err := c.put(bucket, key, []byte(keptAlive)); err != nil {
+		t.Fatal(err)
+	}
+	signed, err := s3.NewPresignClient(c.s3).PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &bucket, Key: &key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(signed.URL, e.url)
+}
+
+// keepAlive sends requests on one connection, as long as the server leaves it
+// open. http.Transport would send some of them again.
+func (l *fleetLoad) keepAlive(e endpoint, path string, pauses time.Duration) {
+	request := []byte("GET " + path + " HTTP/1.1\r\nHost: " + e.host() + "\r\n\r\n")
+	var conn net.Conn
+	var responses *bufio.Reader
+	for l.ctx.Err() == nil {
+		if conn != nil && ended(conn, responses) {
+			_ = conn.Close()
+			conn = nil
+		}
+		last, err := false, error(nil)
+		if conn == nil {
+			conn, err = dialEndpoint(e)
+			responses = bufio.NewReader(conn)
+		}
+		if err == nil {
+			last, err = askOnce(conn, responses, request)
+		}
+		if err != nil && conn != nil {
+			err = fmt.Errorf("%w, at %s from %s", err, time.Now().UTC().Format(time.TimeOnly+".000"), conn.LocalAddr()) // as in HAProxy's log
+		}
+
+		l.report("HTTP "+e.name, "GET", err)
+		if conn != nil && (err != nil || last) {
+			_ = conn.Close()
+			conn = nil
+		}
+		pause(l.ctx, time.Duration(mathrand.Int64N(int64(pauses))))
+	}
+	if conn != nil {
+		_ = conn.Close()
+	}
+}
+
+func dialEndpoint(e endpoint) (net.Conn, error) {
+	if e.ca == "" {
+		return net.Dial("tcp", e.host())
+	}
+	conn, err := tls.Dial("tcp", e.host(), trust(e))
+	if err != nil {
+		return nil, err // not a nil *tls.Conn
+	}
+	return conn, nil
+}
+
+// ended reports whether the server has closed an idle connection.
+func ended(conn net.Conn, responses *bufio.Reader) bool {
+	_ = conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	_, err := responses.Peek(1)
+	_ = conn.SetReadDeadline(time.Time{})
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// askOnce reports whether the response is the last on its connection.
+func askOnce(conn net.Conn, responses *bufio.Reader, request []byte) (last bool, err error) {
+	if _, err := conn.Write(request); err != nil {
+		return false, err
+	}
+	resp, err := http.ReadResponse(responses, nil)
+	if err != nil {
+		return false, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && (resp.StatusCode != http.StatusOK || string(body) != keptAlive) {
+		err = fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return resp.Close, err
+}
+
 // boto3 runs py/rolling.py until the end of the load.
 func (l *fleetLoad) boto3(t *testing.T, e endpoint) {
 	cmd := exec.CommandContext(context.Background(), pythonCommand(), "py/rolling.py", e.url, region, bucketOfFleet, e.name)
@@ -258,7 +350,7 @@ func (l *fleetLoad) stop(t *testing.T, restarts int) {
 	if len(l.failed) > 0 {
 		t.Errorf("%.1f requests failed in each of %d restarts", float64(len(l.failed))/float64(restarts), restarts)
 	}
-	if len(l.done) != 5 {
+	if len(l.done) != 7 {
 		t.Errorf("only %v worked", l.done)
 	}
 }

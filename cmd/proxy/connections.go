@@ -172,6 +172,10 @@ func (c *connections) waitForPlace() bool {
 
 // Times of a drain.
 const (
+	// quietDelays times limits.shutdown_delay is how long a connection must be
+	// without a request to be closed. Closing it fails a request that is on
+	// its way, so it should be longer than most pauses of clients.
+	quietDelays = 3
 	// leastQuiet is longer than the kernel's clock is inexact.
 	leastQuiet = 100 * time.Millisecond
 	// freshQuiet is how long a connection may be open before its first
@@ -181,16 +185,18 @@ const (
 )
 
 // leave closes the port, and each connection that has been without a request
-// for the time quiet. It returns when none is left, or when ctx ends.
+// for some time. It returns when none is left, or when ctx ends. delay is
+// limits.shutdown_delay, or 0.
 //
 // http.Server.Shutdown closes all idle connections at once. Some of them have
 // a request that has arrived and was not read yet, or only half of it, which
 // fails without a response.
-func (c *connections) leave(ctx context.Context, quiet time.Duration) {
+func (c *connections) leave(ctx context.Context, delay time.Duration) {
 	c.listener.acceptLast()
+	quiet := max(quietDelays*delay, leastQuiet)
 	every := time.NewTicker(leaveEvery)
 	defer every.Stop()
-	for !c.closeQuiet(max(quiet, leastQuiet)) {
+	for !c.closeQuiet(quiet) {
 		select {
 		case <-every.C:
 		case <-ctx.Done():
@@ -226,11 +232,15 @@ func (c *connections) closeQuiet(quiet time.Duration) (none bool) {
 // part of a request has arrived: limits.header_timeout then ends the wait for
 // the rest.
 func (w *waitingConn) inUse(quiet time.Duration) bool {
-	waited, heard := time.Since(w.since), sinceReceived(below(w.Conn))
-	if w.fresh {
-		return waited < max(quiet, freshQuiet) || heard < quiet // a TLS handshake is no request
+	waited := time.Since(w.since)
+	switch {
+	case waited < quiet || w.fresh && waited < freshQuiet:
+		return true
+	case w.fresh: // a TLS handshake is no request
+		return sinceReceived(below(w.Conn)) < quiet
+	default:
+		return sinceReceived(below(w.Conn)) < waited-leastQuiet
 	}
-	return waited < quiet || heard+leastQuiet < waited
 }
 
 // reset discards the kernel's send buffers and closes the connections.

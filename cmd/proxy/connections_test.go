@@ -173,7 +173,8 @@ func newDrainedServer(t *testing.T, limits config.Limits) *drainedServer {
 	}
 	d.address = listener.Addr().String()
 	d.health.serve()
-	go func() { _ = d.http.Serve(d.open.limited(listener)) }()
+	limited := d.open.limited(listener)
+	go func() { _ = d.http.Serve(limited) }()
 	t.Cleanup(func() { _ = d.http.Close() })
 	return d
 }

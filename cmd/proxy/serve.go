@@ -119,7 +119,8 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	defer stop()
 	s.startDuties(duties)
 	failed := make(chan error, 1+len(side))
-	go func() { failed <- serveHTTP(s3Server, s.open.limited(s3)) }()
+	limited := s.open.limited(s3)
+	go func() { failed <- serveHTTP(s3Server, limited) }()
 
 	side.serve(failed)
 
