@@ -9,6 +9,10 @@ FUZZCACHE   ?= $(CACHE)/fuzz
 VERSITYGW   := v1.8.0
 GOLANGCI    := v2.15.0
 GOVULNCHECK := v1.9.0
+VERSION     ?= $(shell deploy/version.sh)
+DOCKER      ?= docker
+IMAGE       ?= cmekproxy
+GOFIPS140   ?= off
 
 .DEFAULT_GOAL := help
 
@@ -19,6 +23,23 @@ help: ## list the targets
 .PHONY: build
 build: ## build bin/cmekproxy, with the embedded store of `cmekproxy dev`
 	$(GO) build -trimpath -o bin/cmekproxy ./cmd/proxy
+
+# Both times of an image and of a release are that of the commit.
+image-args = --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+  --build-arg CREATED=$$(git log -1 --format=%cI) --build-arg GOFIPS140=$(GOFIPS140)
+
+.PHONY: image
+image: ## the image for this platform, as IMAGE:VERSION; GOFIPS140=v1.0.0 builds IMAGE:VERSION-fips
+	$(DOCKER) build $(image-args) --tag $(IMAGE):$(VERSION)$(if $(filter off,$(GOFIPS140)),,-fips) .
+
+.PHONY: image-pkcs11
+image-pkcs11: ## the image with PKCS#11, on Debian, as IMAGE:VERSION-pkcs11
+	$(DOCKER) build $(image-args) --file deploy/image/pkcs11.Dockerfile --tag $(IMAGE):$(VERSION)-pkcs11 .
+
+.PHONY: release
+release: ## archives, checksums and bills of materials in bin/release; see docs/releasing.md
+	@mkdir -p bin/release
+	deploy/release/build.sh $(VERSION) bin/release
 
 SLOWEST := ./cmd/proxy ./internal/s3api ./internal/kms # these begin first
 
@@ -46,6 +67,7 @@ tidy-check:
 lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml, names that differ only by case, and readability
 	$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	cd e2e && $(BIN)/golangci-lint run --allow-parallel-runners --config ../.golangci.yml ./...
+	cd deploy/internal/dashboard && $(BIN)/golangci-lint run --allow-parallel-runners --config ../../../.golangci.yml ./...
 	$(GO) run ./internal/tools/identcase
 	$(GO) run ./internal/tools/readability
 
@@ -84,10 +106,12 @@ e2e: ## real clients against cmekproxy serve and a separate store (installs what
 	STORE=$(STORE) e2e/run.sh
 
 .PHONY: e2e-full
-e2e-full: ## e2e, plus the clients that take minutes to install; prints OK or FAIL for each client; helm chart and deb
+e2e-full: ## e2e, plus the clients that take minutes to install; prints OK or FAIL for each client; helm chart, deb, images and release
 	STORE=$(STORE) E2E_FULL=1 e2e/run.sh
 	deploy/helm/test.sh
 	deploy/deb/test.sh
+	deploy/image/full.sh
+	deploy/release/test.sh
 
 .PHONY: conformance
 conformance: ## the store's conformance suite, at the store and through the proxy; e2e/conformance.txt explains the differences

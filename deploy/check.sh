@@ -9,12 +9,7 @@ cd "$(dirname "$0")/.."
 
 tool kustomize sigs.k8s.io/kustomize/kustomize/v5 sigs.k8s.io/kustomize/kustomize/v5 v5.8.1
 tool compose-spec github.com/compose-spec/compose-go/v2/cmd github.com/compose-spec/compose-go/v2 v2.16.2
-if ! command -v systemd-analyze >/dev/null; then
-  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
-  "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends systemd >/dev/null
-fi
+internal/tools/packages.sh systemd
 schemas
 
 echo "== kubernetes"

@@ -97,6 +97,7 @@ tenant-kit       shellcheck                shellcheck
 status-page      chromium                  chromium
 rolling          haproxy                   haproxy
 rolling          ip                        iproute2
+rolling          aws                       awscli
 "
 
 install_packages() {
@@ -105,7 +106,7 @@ install_packages() {
     # shellcheck disable=SC2086 # the path may be a pattern
     if [[ -n $client ]] && wanted "$client" && ! has $program; then missing+=("$package"); fi
   done <<<"$programs"
-  if wanted boto3 && ! python_with boto3 >/dev/null; then missing+=(python3 python3-boto3); fi
+  if any_wanted boto3 rolling && ! python_with boto3 >/dev/null; then missing+=(python3 python3-boto3); fi
   # Debian's own Python runs these.
   if any_wanted duplicity barman-cloud && ! /usr/bin/python3 -c 'import boto3' >/dev/null 2>&1; then missing+=(python3-boto3); fi
   if wanted smart_open && ! /usr/bin/python3 -c 'import smart_open, boto3' >/dev/null 2>&1; then missing+=(python3-smart-open python3-boto3); fi
@@ -118,11 +119,7 @@ install_packages() {
   if [[ ${STORE:-} == ceph ]] && ! has curl; then missing+=(curl); fi # for ceph.sh
   if ! python_with 'boto3, cryptography' >/dev/null; then missing+=(python3 python3-boto3 python3-cryptography); fi
   if ((${#missing[@]} == 0)); then return 0; fi
-  say "installing Debian packages: ${missing[*]}"
-  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
-  "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
+  "$root/internal/tools/packages.sh" "${missing[@]}"
 }
 
 install_node_modules() {

@@ -61,6 +61,9 @@ func (s *server) sidePorts(h *health) []sidePort {
 func (s *server) adminAPI() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /admin/purge", s.servePurge)
+	mux.HandleFunc("POST /admin/reload", s.serveReload)
+	mux.HandleFunc("GET /admin/log-level", s.serveLogLevel)
+	mux.HandleFunc("PUT /admin/log-level", s.changeLogLevel)
 	mux.HandleFunc("GET /admin/keys", s.serveKeys)
 	mux.HandleFunc("GET /admin/tenants", s.serveTenants)
 	mux.HandleFunc("GET /admin/store", s.serveStore)

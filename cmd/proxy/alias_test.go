@@ -122,7 +122,7 @@ func TestMovedAliasIsNoticed(t *testing.T) {
 
 	go func() {
 		defer close(done)
-		a.watchAlias(ctx, k.Key, a.opened[0].wrapper.(kms.Wrapper), 10*time.Millisecond)
+		a.watchAlias(ctx, k.Key, a.held["app"].raw, 10*time.Millisecond)
 	}()
 
 	wait := func(text string) {

@@ -15,27 +15,26 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// earlierKeys returns the keys in also_known_as, named NAME/1 and so on.
+// prepareEarlier prepares the keys in also_known_as, named NAME/1 and so on.
 // They open the objects that are under them.
-func (b *backend) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key, error) {
-	var keys []keyring.Key
+func (b *backend) prepareEarlier(ctx context.Context, c *keyChange, k config.Key) (keys []keyring.Key, err error) {
 	for i, id := range k.AlsoKnownAs {
 		earlier := earlierKey(k, i)
-		wrapper, err := buildWrapper(ctx, earlier, b.reportReread(earlier))
-		if err != nil {
-			return nil, fmt.Errorf("key %s: also_known_as: %s: %w", k.Name, id, err)
-		}
-		b.opened = append(b.opened, openKey{earlier.Name, wrapper})
-		calls, probes, err := b.ready(earlier, wrapper)
-		if err != nil {
-			return nil, err
+		key := keyring.Key{
+			Name: earlier.Name, Provider: string(k.Provider), Successor: k.Name,
+			Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
 		}
 
-		keys = append(keys, keyring.Key{
-			Name: earlier.Name, Provider: string(k.Provider), Successor: k.Name,
-			Wrapper: calls, Probe: probes,
-			Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
-		})
+		var wrapper kms.Wrapper
+		if held := b.unchanged(earlier); held != nil {
+			wrapper = held.raw
+		} else if wrapper, err = buildWrapper(ctx, earlier, b.reportReread(earlier)); err != nil {
+			return nil, fmt.Errorf("key %s: also_known_as: %s: %w", k.Name, id, err)
+		}
+		if err := b.put(c, &key, earlier, wrapper); err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
 	}
 
 	return keys, nil

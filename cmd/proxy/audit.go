@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"time"
 
@@ -8,12 +9,13 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// openAudit opens the audit log, if it is configured. Only serve opens it: a
-// command that another user runs could create a file to which the proxy may
-// not write.
-func (s *server) openAudit(cfg config.Audit) (err error) {
+// openAudit opens the audit log, or returns nil if none is configured. Only serve
+// opens it: a command that another user runs could create a file to which the
+// proxy may not write.
+func (s *server) openAudit(cfg config.Audit) (*audit.Log, error) {
 	out := audit.Config{
 		File:     cfg.File,
 		MaxSize:  int64(cfg.MaxSizeMB) << 20,
@@ -26,20 +28,34 @@ func (s *server) openAudit(cfg config.Audit) (err error) {
 	case cfg.Stdout:
 		out.Out = os.Stdout
 	case cfg.File == "":
-		return nil
+		return nil, nil
 	}
+	return audit.New(out)
+}
 
-	s.audit, err = audit.New(out)
-	return err
+// useAudit makes a log, or nil for none, the audit log.
+func (s *server) useAudit(next *audit.Log) {
+	if before := s.audit.Swap(next); before != nil {
+		_ = before.Close() // each record was written, or its writer got an error
+	}
+	if next == nil {
+		s.keys.SetAuditor(nil)
+		return
+	}
+	s.keys.SetAuditor(s3api.Trail(s.record))
 }
 
 // record writes to the audit log, if there is one. An error is counted and
 // logged.
 func (s *server) record(r audit.Record) error {
-	if s.audit == nil {
+	log := s.audit.Load()
+	if log == nil {
 		return nil
 	}
-	err := s.audit.Write(r)
+	err := log.Write(r)
+	if now := s.audit.Load(); errors.Is(err, audit.ErrClosed) && now != nil && now != log { // a reload has replaced it
+		err = now.Write(r)
+	}
 	if err != nil {
 		s.metrics.Unaudited.Inc()
 		s.log.Error("writing to the audit log failed", zap.String("event", r.Event), zap.String("result", r.Result),
@@ -49,10 +65,11 @@ func (s *server) record(r audit.Record) error {
 }
 
 func (s *server) reopenAudit() {
-	if s.audit == nil {
+	log := s.audit.Load()
+	if log == nil {
 		return
 	}
-	if err := s.audit.Reopen(); err != nil {
+	if err := log.Reopen(); err != nil {
 		s.log.Error("reopening the audit log failed; no key is used until it succeeds", zap.Error(err))
 	}
 }

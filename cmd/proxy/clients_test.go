@@ -115,7 +115,7 @@ func TestBadReloadOfClients(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		a.reload(t.Context())
+		a.reload(t.Context(), bySignal)
 		return logs.TakeAll()[0].Message
 	}
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,7 +73,7 @@ func configValidateCommand() *cobra.Command {
 		if format != "text" && format != "json" {
 			return usageError{fmt.Errorf("--format is %q, and must be text or json", format)}
 		}
-		return configValidate(args[0], format, c.OutOrStdout())
+		return configValidate(c.Context(), args[0], format, c.OutOrStdout())
 	}
 	return c
 }
@@ -95,8 +96,8 @@ type configTotals struct {
 	NotChecked []string `json:"not_checked"`
 }
 
-func configValidate(path, format string, stdout io.Writer) error {
-	text, err := config.Read(path)
+func configValidate(ctx context.Context, path, format string, stdout io.Writer) error {
+	text, err := readUntil(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -121,6 +122,27 @@ func configValidate(path, format string, stdout io.Writer) error {
 		return fmt.Errorf("%s has %d problems", path, len(problems))
 	}
 	return nil
+}
+
+// readUntil reads a configuration, which may be typed at a terminal, until ctx
+// ends.
+func readUntil(ctx context.Context, path string) ([]byte, error) {
+	type result struct {
+		text []byte
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		text, err := config.Read(path)
+		done <- result{text, err}
+	}()
+
+	select {
+	case r := <-done:
+		return r.text, r.err
+	case <-ctx.Done():
+		return nil, earlyCause(ctx, ctx.Err())
+	}
 }
 
 func writeValid(stdout io.Writer, path string, absent []string) error {

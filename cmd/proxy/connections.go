@@ -17,9 +17,8 @@ import (
 // limited: a client that finds no place waits in the kernel's queue, which
 // costs the proxy nothing.
 type connections struct {
-	limit int // 0 means none
-
 	mu      sync.Mutex
+	limit   int                        // 0 means none
 	changed *sync.Cond                 // one was closed, or serves no request any more
 	active  map[net.Conn]bool          // on which a request is being served
 	waiting map[net.Conn]*list.Element // on which none is
@@ -69,6 +68,21 @@ func (c *connections) track(conn net.Conn, state http.ConnState) {
 	case http.StateClosed, http.StateHijacked:
 		c.changed.Broadcast()
 	}
+}
+
+// setLimit changes the limit. Connections that are open remain open.
+func (c *connections) setLimit(limit int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limit = limit
+	c.changed.Broadcast()
+}
+
+// most returns the limit.
+func (c *connections) most() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.limit
 }
 
 // count returns the number of open connections.

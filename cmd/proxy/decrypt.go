@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -67,9 +66,14 @@ func decryptCommand() *cobra.Command {
 			"anyone who can use such a key may have made the object",
 	)
 
+	flags.StringVar(&o.format, "format", "text", "text, or json (one object); for a file, not standard output")
+
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseObject(args[0])
 		if err != nil {
+			return err
+		}
+		if err := o.checkFormat(); err != nil {
 			return err
 		}
 
@@ -89,7 +93,11 @@ func decryptCommand() *cobra.Command {
 		}
 		defer done()
 
-		if err := d.decrypt(c.Context(), target, was, o, c.OutOrStdout()); err != nil {
+		r, err := d.decryptRun(c, target, was, o)
+		if err == nil {
+			err = r.run(c.Context(), o, c.OutOrStdout())
+		}
+		if err != nil {
 			return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
 		}
 		return nil
@@ -102,6 +110,17 @@ type decryptOptions struct {
 	output, customerKey, version, as string
 	recovery, devData                string
 	anyKey                           bool
+	format                           string
+}
+
+func (o *decryptOptions) checkFormat() error {
+	switch {
+	case o.format != "text" && o.format != "json":
+		return usageError{fmt.Errorf("--format is %q, and must be text or json", o.format)}
+	case o.format == "json" && o.output == "-":
+		return usageError{errors.New("--format json writes to standard output: give --output FILE")}
+	}
+	return nil
 }
 
 // setPaths makes the paths absolute: the store of dev changes the working
@@ -146,19 +165,16 @@ func openToDecrypt(
 	return d, func() { d.close(); stopStore() }, nil
 }
 
-// decrypt reads one object directly from the store. Until the object is
-// complete, the file has another name, so a file with the object's name is
-// always complete. If decrypt is repeated, it continues where it stopped.
-// was is the name under which the object was put.
-func (d *direct) decrypt(ctx context.Context, target, was crypt.Object, o decryptOptions, stdout io.Writer) error {
+// decryptRun prepares to read one object directly from the store. was is the
+// name under which the object was put.
+func (d *direct) decryptRun(c *cobra.Command, target, was crypt.Object, o decryptOptions) (*decryptRun, error) {
 	customerKey, err := readCustomerKey(o.customerKey)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer clear(customerKey)
 	recovery, err := readRecoveryKey(o.recovery)
 	if err != nil {
-		return err
+		return nil, err
 	}
 
 	reader := d.reader()
@@ -180,11 +196,9 @@ func (d *direct) decrypt(ctx context.Context, target, was crypt.Object, o decryp
 		Object: was, At: target, Version: o.version,
 		Plaintext: func(int64) error { return verify.ErrPlaintext },
 	}
-	r := decryptRun{reader: reader, request: q, progress: d.progress}
-	if o.output == "-" {
-		return r.toStream(ctx, stdout)
-	}
-	return r.toFile(ctx, o.output)
+	return &decryptRun{
+		reader: reader, request: q, progress: d.progress, again: resumeLine(c, ""), customerKey: customerKey,
+	}, nil
 }
 
 // readCustomerKey reads a key from a file; it returns nil if path is empty.
@@ -217,9 +231,47 @@ func (b *backend) openForCustomer(
 
 // decryptRun decrypts one object.
 type decryptRun struct {
-	reader   *stored.Reader
-	request  stored.Request
-	progress io.Writer
+	reader      *stored.Reader
+	request     stored.Request
+	progress    io.Writer
+	again       string // the command line
+	customerKey []byte
+}
+
+// decrypted is the result in JSON.
+type decrypted struct {
+	Type    string `json:"type"` // object
+	Bucket  string `json:"bucket"`
+	Key     string `json:"key"`
+	Version string `json:"version_id,omitempty"`
+	File    string `json:"file"`
+	Size    int64  `json:"size"` // of the plaintext, in bytes: all of it was verified
+}
+
+// run reads the object. Until it is complete, the file has another name, so a
+// file with the object's name is always complete. If run is repeated, it
+// continues where it stopped.
+func (r *decryptRun) run(ctx context.Context, o decryptOptions, stdout io.Writer) error {
+	defer clear(r.customerKey)
+	if o.output == "-" {
+		err := r.toStream(ctx, stdout)
+		if err != nil {
+			err = earlyCause(ctx, err)
+		}
+		return err
+	}
+	size, err := r.toFile(ctx, o.output)
+	if err != nil {
+		return err
+	}
+	if o.format == "json" {
+		at := r.request.At
+		return json.NewEncoder(stdout).Encode(
+			decrypted{"object", at.Bucket, at.Key, r.request.Version, o.output, size},
+		)
+	}
+	fmt.Fprintf(r.progress, "%s: %d bytes, all verified\n", filepath.Base(o.output), size)
+	return nil
 }
 
 func (r *decryptRun) toStream(ctx context.Context, w io.Writer) error {
@@ -234,41 +286,38 @@ func (r *decryptRun) toStream(ctx context.Context, w io.Writer) error {
 // toFile writes the object to the file name. Until the object is complete,
 // the file is called name.HASH.part. The hash includes the ETag, so toFile
 // never continues a file of another object or of an older one.
-func (r *decryptRun) toFile(ctx context.Context, name string) error {
+func (r *decryptRun) toFile(ctx context.Context, name string) (size int64, err error) {
 	head, err := r.reader.Head(ctx, r.request)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	state := sha256.Sum256([]byte(r.names() + "\n" + head.Header.Get("Etag")))
 
 	part := name + "." + hex.EncodeToString(state[:4]) + ".part"
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer f.Close()
 
 	info, err := f.Stat()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if info.Size() > head.Size {
-		return fmt.Errorf("%s is longer than the object: remove it", part)
+		return 0, fmt.Errorf("%s is longer than the object: remove it", part)
 	}
 
 	if err := r.goOn(ctx, f, info.Size(), head); err != nil {
-		return fmt.Errorf(
-			"%w\nthe bytes verified so far are in %s; run the same command again to continue",
-			err,
-			part,
+		return 0, fmt.Errorf(
+			"%w\nthe bytes verified so far are in %s\nto continue: %s", earlyCause(ctx, err), part, r.again,
 		)
 	}
 
 	if err := errors.Join(f.Sync(), f.Close(), os.Rename(part, name)); err != nil {
-		return err
+		return 0, err
 	}
-	fmt.Fprintf(r.progress, "%s: %d bytes, all verified\n", filepath.Base(name), head.Size)
-	return nil
+	return head.Size, nil
 }
 
 // names returns where the object is, and the name under which it was put if
@@ -304,15 +353,16 @@ func (r *decryptRun) goOn(ctx context.Context, f *os.File, done int64, head *sto
 }
 
 func (r *decryptRun) copy(ctx context.Context, w io.Writer, o *stored.Object) error {
-	bar := progressbar.NewOptions64(o.Length, // the bytes that are still to be read
-		progressbar.OptionSetWriter(r.progress), progressbar.OptionShowBytes(true), progressbar.OptionShowCount(),
-		progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionSetVisibility(isTerminal(r.progress)),
-		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish())
+	bar := newProgress(r.progress, "decrypt", workOfBytes)
+	bar.total(amount{1, o.Length}) // the bytes that are still to be read
+	bar.start(ctx, nil)
+	defer bar.end()
+	w = bar.above(w)
 
 	for {
 		text, err := o.Next(ctx)
 		if err == io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
-			return bar.Finish()
+			return nil
 		}
 		if err != nil {
 			return err
@@ -321,6 +371,6 @@ func (r *decryptRun) copy(ctx context.Context, w io.Writer, o *stored.Object) er
 		if _, err := w.Write(text); err != nil {
 			return err
 		}
-		_ = bar.Add(len(text))
+		bar.add(amount{0, int64(len(text))})
 	}
 }

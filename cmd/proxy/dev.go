@@ -89,7 +89,7 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 		level = "info"
 	}
 
-	log, err := newLog(level)
+	log, atomic, err := newLog(level)
 	if err != nil {
 		return err
 	}
@@ -100,6 +100,7 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	s.level = &atomic
 	defer s.close()
 	return s.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), o.adminListen, buckets, keyFile) })
 }

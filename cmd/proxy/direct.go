@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -24,6 +27,9 @@ type direct struct {
 	bucket, prefix string
 	send           inplace.Sender
 	progress       io.Writer
+
+	// Whether the store and the KMS answer. Before watch, nothing is given up.
+	storeWatch, kmsWatch inplace.Watch
 }
 
 // openDirect opens the store and the keys, and keeps the keys usable,
@@ -41,14 +47,43 @@ func openDirectAt(
 		return nil, err
 	}
 	b.warnOfTenants(progress)
-	for _, k := range b.opened {
-		b.keep(ctx, k)
+	for name, h := range b.held {
+		b.keep(ctx, name, h.shared)
 	}
 	for _, k := range cfg.Keys { // templates are never unopened
 		go b.openLater(ctx, k) // waits for a KMS that cannot be reached
 	}
-	send := inplace.NewSender(b.origin, s3api.CheckAnswer, s3api.CheckRefusal)
-	return &direct{backend: b, bucket: target.Bucket, prefix: target.Key, send: send, progress: progress}, nil
+	d := &direct{backend: b, bucket: target.Bucket, prefix: target.Key, progress: progress}
+	d.send = inplace.NewSender(b.origin, s3api.CheckAnswer, s3api.CheckRefusal)
+	return d, nil
+}
+
+// watch returns a context that ends if the store or the KMS answers nothing
+// for a while. It must be called before send is used.
+func (d *direct) watch(ctx context.Context, limit time.Duration) (_ context.Context, stop func()) {
+	d.storeWatch.What, d.storeWatch.Limit = "the store at "+d.cfg.Origin.Endpoint, limit
+	d.storeWatch.Probe = d.probeStore
+	d.kmsWatch.What, d.kmsWatch.Limit = "the KMS", limit
+	d.send = d.storeWatch.Patient(
+		inplace.NewSender(d.storeWatch.Transport(d.origin), s3api.CheckAnswer, s3api.CheckRefusal),
+	)
+
+	ctx, stopStore := d.storeWatch.Start(ctx)
+	ctx, stopKMS := d.kmsWatch.Start(ctx)
+	return ctx, func() { stopKMS(); stopStore() }
+}
+
+// probeStore asks the store about the bucket. Any answer of a store will do.
+func (d *direct) probeStore(ctx context.Context) error {
+	resp, err := d.origin.RoundTrip(d.aboutBucket(ctx, http.MethodHead, ""))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= http.StatusBadGateway {
+		return fmt.Errorf("it answered %d", resp.StatusCode)
+	}
+	return nil
 }
 
 // openBucket is openDirect for commands with --config and
@@ -63,6 +98,14 @@ func openBucket(c *cobra.Command, config, arg string) (*direct, error) {
 		return nil, err
 	}
 	return openDirect(c.Context(), cfg, target, c.ErrOrStderr())
+}
+
+// aboutBucket returns a request about the bucket.
+func (d *direct) aboutBucket(ctx context.Context, method, query string) *http.Request {
+	r := &http.Request{
+		Method: method, URL: &url.URL{Path: "/" + d.bucket, RawQuery: query}, Header: make(http.Header),
+	}
+	return r.WithContext(ctx)
 }
 
 // abilities finds out what the store can do, with objects below the prefix.

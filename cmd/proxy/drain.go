@@ -21,7 +21,7 @@ type signalError struct{ os.Signal }
 func (s signalError) Error() string { return s.String() }
 
 // untilSignal returns a context that is canceled by the first SIGINT or
-// SIGTERM.
+// SIGTERM. A second one ends the process at once, unless drain waits for it.
 func untilSignal() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -30,6 +30,7 @@ func untilSignal() (ctx context.Context, stop func()) {
 	go func() {
 		select {
 		case s := <-signals:
+			signal.Stop(signals)
 			cancel(signalError{s})
 		case <-ctx.Done():
 		}
@@ -115,7 +116,7 @@ var (
 func (s *server) drain(cause error, s3 *http.Server) error {
 	grace, end := context.WithCancelCause(context.Background())
 	defer end(nil)
-	grace, cancel := context.WithTimeoutCause(grace, s.cfg.Limits.ShutdownGrace, errGrace)
+	grace, cancel := context.WithTimeoutCause(grace, s.current().Limits.ShutdownGrace, errGrace)
 	defer cancel()
 	stopOn := make(chan os.Signal, 1)
 	signal.Notify(stopOn, os.Interrupt, syscall.SIGTERM)
@@ -130,7 +131,8 @@ func (s *server) drain(cause error, s3 *http.Server) error {
 	}()
 
 	s.log.Info("draining", zap.Error(cause), zap.Stringer("shutdown_delay", s.delay(cause)),
-		zap.Stringer("shutdown_grace", s.cfg.Limits.ShutdownGrace))
+		zap.Stringer("shutdown_grace", s.current().Limits.ShutdownGrace))
+	s.notifyStopping()
 	select {
 	case <-time.After(s.delay(cause)):
 	case <-grace.Done():
@@ -157,7 +159,7 @@ func (s *server) drain(cause error, s3 *http.Server) error {
 func (s *server) delay(cause error) time.Duration {
 	var ended signalError
 	if errors.As(cause, &ended) && ended.Signal == syscall.SIGTERM {
-		return s.cfg.Limits.ShutdownDelay
+		return s.current().Limits.ShutdownDelay
 	}
 	return 0
 }

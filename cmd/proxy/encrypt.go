@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -39,6 +38,7 @@ func encryptCommand() *cobra.Command {
 			"other objects are skipped",
 	)
 	e.declare(flags, "encrypt")
+	e.declareFormat(flags)
 
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		if err := e.check(); err != nil {
@@ -55,8 +55,13 @@ func encryptCommand() *cobra.Command {
 			return err
 		}
 		defer e.close()
-		e.out = c.OutOrStdout()
-		return e.run(c.Context())
+		e.command = c
+		if err := e.output(c.OutOrStdout()); err != nil {
+			return err
+		}
+		ctx, stop := e.begin(c.Context())
+		defer stop()
+		return e.run(ctx)
 	}
 
 	return c
@@ -97,13 +102,13 @@ func (e *encryptRun) run(ctx context.Context) error {
 	do := func(ctx context.Context, entry stored.Entry) walk.Result {
 		return encrypter.Encrypt(ctx, e.bucket, entry)
 	}
-	err = e.walk(ctx, state, e.reader().List, do, e.name)
-	e.summary()
+	err = e.walk(ctx, state, e.reader().List, do, e.report)
+	err = e.end(err, e.summary)
 
 	if kept && !e.dryRun && e.counts[walk.Done] > 0 {
 		fmt.Fprintf(e.out, "versions   %d older versions in plaintext remain from this run\n", e.counts[walk.Done])
 	}
-	return errors.Join(err, e.failures())
+	return err
 }
 
 // safeAbilities returns what the store can do, or an error if a client's

@@ -178,7 +178,7 @@ func TestSecretsInFilesAreReadAgain(t *testing.T) {
 	}
 
 	clientSecret.write("short") // and therefore refused
-	time.Sleep(secretsInterval + time.Second)
+	time.Sleep(filesInterval + time.Second)
 	if err := put("second-client-secret"); err != nil {
 		t.Errorf("after a bad secret, with the one before: %v", err)
 	}
@@ -204,4 +204,15 @@ func signedSink(t *testing.T, accessKey, secret string) *httptest.Server {
 	})
 
 	return store
+}
+
+// shownName returns the name in the certificate that a server presents.
+func shownName(t *testing.T, address string) string {
+	t.Helper()
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0].Subject.CommonName
 }

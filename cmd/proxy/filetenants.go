@@ -153,7 +153,7 @@ func (b *backend) openFileKey(
 		return opened, err
 	}
 
-	of := b.limitsOf(k)
+	of := b.limitsOf(b.current().KMS, k)
 	if limits.KMSMaxConcurrent > 0 {
 		of.MaxConcurrent = limits.KMSMaxConcurrent
 	}

@@ -830,7 +830,7 @@ func TestReloadWithTenants(t *testing.T) {
 		if err := os.WriteFile(f.config, []byte(next), 0o600); err != nil || next == string(text) {
 			t.Fatal(err)
 		}
-		s.reload(t.Context())
+		s.reload(t.Context(), bySignal)
 		good := row.name == "a good one"
 		if got := said(); !strings.Contains(got, row.want) || !known("AKacme") || known("appkey") == good || known("newkey") != good {
 			t.Errorf("%s: %s", row.name, got)
@@ -866,9 +866,11 @@ func TestTenantsWithoutAudit(t *testing.T) {
 	}
 	defer s.close()
 	out := &failingWriter{}
-	if s.audit, err = audit.New(audit.Config{Out: out, Now: time.Now}); err != nil {
+	log, err := audit.New(audit.Config{Out: out, Now: time.Now})
+	if err != nil {
 		t.Fatal(err)
 	}
+	s.useAudit(log)
 	names := func() string { s.followTenants(); return strings.Join(s.tenants.state.Load().Names(), " ") }
 
 	out.err = errors.New("no space left")

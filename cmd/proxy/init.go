@@ -251,7 +251,7 @@ func (s *setup) report(made []string) error {
 	return err
 }
 
-var plainPath = regexp.MustCompile(`^[A-Za-z0-9_./-]+$`)
+var plainPath = regexp.MustCompile(`^[A-Za-z0-9_./:@%+,-]+$`)
 
 func shellQuote(path string) string {
 	if plainPath.MatchString(path) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -11,7 +12,9 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // inventoryWriter writes an inventory in one of its formats.
@@ -40,8 +43,38 @@ func newInventoryWriter(format string, w, aside io.Writer) (inventoryWriter, err
 
 // inventoryTotals is the summary of an inventory.
 type inventoryTotals struct {
+	Type      string        `json:"type"` // total
+	Bucket    string        `json:"bucket"`
+	Prefix    string        `json:"prefix,omitempty"`
+	Versions  bool          `json:"versions"`
+	Objects   int64         `json:"objects"` // or versions of objects; without those with an error
+	Bytes     int64         `json:"bytes"`   // of plaintext
+	Plaintext objectTotal   `json:"plaintext"`
+	Formats   []formatTotal `json:"formats"`
+	Errors    int64         `json:"errors"` // objects with an error
+	ending
+
 	keys   map[inventory.Key]*keyTotal
-	broken int64
+	broken []inventory.Object // the first ones
+}
+
+// maxBroken is how many objects with an error are listed once more at the end.
+const maxBroken = 100
+
+type objectTotal struct {
+	Objects int64 `json:"objects"`
+	Bytes   int64 `json:"bytes"` // of plaintext
+}
+
+func (t *objectTotal) add(size int64) {
+	t.Objects++
+	t.Bytes += max(size, 0)
+}
+
+// formatTotal is the total of the objects in one version of the format.
+type formatTotal struct {
+	Format crypt.Version `json:"format"`
+	objectTotal
 }
 
 // keyTotal is the total of the objects under one version of a KMS key. An
@@ -53,8 +86,15 @@ type keyTotal struct {
 	Bytes   int64 `json:"bytes"` // of plaintext
 }
 
-func newInventoryTotals() *inventoryTotals {
-	return &inventoryTotals{keys: make(map[inventory.Key]*keyTotal)}
+func newInventoryTotals(l stored.Listing) *inventoryTotals {
+	t := &inventoryTotals{
+		Type: "total", Bucket: l.Bucket, Prefix: l.Prefix, Versions: l.Versions,
+		keys: make(map[inventory.Key]*keyTotal),
+	}
+	for version := crypt.Version(1); version <= crypt.Newest; version++ {
+		t.Formats = append(t.Formats, formatTotal{Format: version})
+	}
+	return t
 }
 
 // noKey is the Key of plaintext objects in the summary.
@@ -62,13 +102,24 @@ var noKey = inventory.Key{ID: inventory.Plaintext, Name: "-", Version: "-", Reco
 
 func (t *inventoryTotals) add(p inventory.Object) {
 	if p.Kind == inventory.Broken {
-		t.broken++
+		t.Errors++
+		if len(t.broken) < maxBroken {
+			t.broken = append(t.broken, p)
+		}
 		return
 	}
+	t.Objects++
+	t.Bytes += max(p.Size, 0)
 
 	keys := p.Keys
 	if p.Kind == inventory.Plaintext {
 		keys = []inventory.Key{noKey}
+		t.Plaintext.add(p.Size)
+	}
+	for i := range t.Formats {
+		if t.Formats[i].Format == p.Format {
+			t.Formats[i].add(p.Size)
+		}
 	}
 
 	for _, k := range keys {
@@ -113,11 +164,34 @@ func (t *inventoryTotals) print(w io.Writer) error {
 			return err
 		}
 	}
-	if t.broken > 0 {
-		_, err := fmt.Fprintf(w, "%10d  objects with an error\n", t.broken)
-		return err
+	return t.printFormats(w)
+}
+
+// printFormats prints the totals that do not depend on keys.
+func (t *inventoryTotals) printFormats(w io.Writer) error {
+	type line struct {
+		what string
+		objectTotal
 	}
-	return nil
+	var lines []line
+	for _, f := range t.Formats {
+		lines = append(lines, line{fmt.Sprintf("in format %d", f.Format), f.objectTotal})
+	}
+	lines = append(lines, line{"plaintext", t.Plaintext})
+
+	fmt.Fprintln(w)
+	for _, l := range lines {
+		if l.Objects > 0 {
+			fmt.Fprintf(w, "%10d  %16d  %s\n", l.Objects, l.Bytes, l.what)
+		}
+	}
+	if t.Errors > 0 {
+		fmt.Fprintf(w, "%10d  objects with an error\n", t.Errors)
+	}
+	_, err := fmt.Fprintf(
+		w, "%10d  %16d  in all below s3://%s/%s\n", t.Objects, t.Bytes, t.Bucket, visible(t.Prefix),
+	)
+	return errors.Join(err, t.ending.print(w))
 }
 
 // tableInventory is the format for people.
@@ -176,7 +250,9 @@ func visible(key string) string {
 }
 
 func (t *tableInventory) end(totals *inventoryTotals) error {
-	fmt.Fprintln(t.w)
+	if t.begun {
+		fmt.Fprintln(t.w)
+	}
 	return totals.print(t.w)
 }
 
@@ -269,7 +345,8 @@ func (c *csvInventory) end(totals *inventoryTotals) error {
 	return totals.print(c.aside)
 }
 
-// jsonInventory ends with one line of type summary for each key.
+// jsonInventory ends with one line of type summary for each key, and one of
+// type total.
 type jsonInventory struct{ e *json.Encoder }
 
 func (j *jsonInventory) row(p inventory.Object) error { return j.e.Encode(p) }
@@ -280,5 +357,5 @@ func (j *jsonInventory) end(totals *inventoryTotals) error {
 			return err
 		}
 	}
-	return nil
+	return j.e.Encode(totals)
 }

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"reflect"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,15 +24,15 @@ type openedKey struct {
 	err     error
 }
 
-// openKeys opens the keys of the configuration, and returns them in the same
-// order. It opens several at a time, so that the timeouts of unreachable
+// openKeys opens the keys that differ from those in use, and returns them in the
+// same order. It opens several at a time, so that the timeouts of unreachable
 // KMSs do not add up.
-func (b *backend) openKeys(ctx context.Context) []openedKey {
-	out := make([]openedKey, len(b.cfg.Keys))
+func (b *backend) openKeys(ctx context.Context, keys []config.Key) []openedKey {
+	out := make([]openedKey, len(keys))
 	var all errgroup.Group
 	all.SetLimit(startTogether)
-	for i, k := range b.cfg.Keys {
-		if k.IsTogether() || k.IsTemplate() {
+	for i, k := range keys {
+		if k.IsTogether() || k.IsTemplate() || b.unchanged(k) != nil {
 			continue // its members are opened, or the keys of tenants when they are used
 		}
 		all.Go(func() error {
@@ -46,34 +44,20 @@ func (b *backend) openKeys(ctx context.Context) []openedKey {
 	return out
 }
 
-// withLimits adds limits, a circuit breaker and retries to a key.
-func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
-	label := w.KeyID()
-	if b.observer.label[k.Name] == otherKeys {
-		label = otherKeys
-	}
-	return b.limited(k, w, b.metrics.Breaker(label).Add)
-}
-
-// limited is withLimits. opened is called with 1 when the circuit breaker
-// opens, and with -1 when it closes.
-func (b *backend) limited(k config.Key, w kms.Wrapper, opened func(float64)) kms.Wrapper {
-	return b.limitedTo(b.limitsOf(k), w, opened)
-}
-
 // limitsOf returns the limits of each key.
-func (b *backend) limitsOf(k config.Key) kms.LimitConfig {
+func (b *backend) limitsOf(of config.KMS, k config.Key) kms.LimitConfig {
 	limits := kms.LimitConfig{
-		MaxConcurrent: b.cfg.KMS.MaxConcurrent,
+		MaxConcurrent: of.MaxConcurrent,
 		OnWait:        func(waited time.Duration) { b.metrics.KMSWait(b.observer.labelOf(k.Name), waited) },
 	}
 	if k.Provider != config.Local { // a local key has no quota
-		limits.PerSecond, limits.Burst = float64(b.cfg.KMS.MaxPerSecond), b.cfg.KMS.MaxPerSecond
+		limits.PerSecond, limits.Burst = float64(of.MaxPerSecond), of.MaxPerSecond
 	}
 	return limits
 }
 
-// limitedTo is limited with these limits.
+// limitedTo adds limits, a circuit breaker and retries to a key. opened is called
+// with 1 when the circuit breaker opens, and with -1 when it closes.
 func (b *backend) limitedTo(limits kms.LimitConfig, w kms.Wrapper, opened func(float64)) kms.Wrapper {
 	limited := kms.Limit(w, limits)
 	broken := kms.Breaker(limited, kms.BreakerConfig{
@@ -89,37 +73,33 @@ func (b *backend) limitedTo(limits kms.LimitConfig, w kms.Wrapper, opened func(f
 	return kms.Retry(broken, kms.RetryConfig{})
 }
 
-// openKey is an open key with its name.
-type openKey struct {
-	name    string
-	wrapper any // a kms.Wrapper, or what the keys of a template share
-}
-
 // keep runs the background work of a provider, such as renewing a token. It
-// ends with ctx, or when the key is opened again.
-func (b *backend) keep(ctx context.Context, k openKey) {
+// ends with the context that it returns: when ctx ends, or the key is opened
+// again.
+func (b *backend) keep(ctx context.Context, name string, shared any) context.Context {
 	ctx, stop := context.WithCancel(ctx)
-	if before, ok := b.keeping.Swap(k.name, stop); ok {
+	if before, ok := b.keeping.Swap(name, stop); ok {
 		before.(context.CancelFunc)()
 	}
-	if t, ok := k.wrapper.(interface{ Run(ctx context.Context) }); ok {
+	if t, ok := shared.(interface{ Run(ctx context.Context) }); ok {
 		go t.Run(ctx)
+	}
+	return ctx
+}
+
+// stopKeeping ends keep for a key.
+func (b *backend) stopKeeping(name string) {
+	if before, ok := b.keeping.LoadAndDelete(name); ok {
+		before.(context.CancelFunc)()
 	}
 }
 
-// tryKeys tries all keys in the background, and logs which ones do not work.
-func (b *backend) tryKeys(ctx context.Context) {
-	for _, k := range b.opened {
-		b.keep(ctx, k)
-	}
-	for _, duty := range b.duties {
-		go duty(ctx)
-	}
-
+// tryKeys tries keys in the background, and logs which ones do not work.
+func (b *backend) tryKeys(ctx context.Context, keys []config.Key) {
 	go func() {
 		var all errgroup.Group
 		all.SetLimit(startTogether)
-		for _, k := range b.cfg.Keys {
+		for _, k := range keys {
 			if k.IsTemplate() {
 				continue // there is no key to try
 			}
@@ -160,15 +140,16 @@ func (b *backend) tryLater(ctx context.Context, k config.Key) {
 			return
 		case <-time.After(wait):
 		}
-		if _, broken := b.observer.broken.Load(k.Name); !broken || b.keys.Try(ctx, k.Name) == nil {
+		if _, broken := b.observer.broken.Load(k.Name); !broken || !b.wants(k) || b.keys.Try(ctx, k.Name) == nil {
 			return // the observer has logged that it works
 		}
 	}
 }
 
-// openLater retries to open a key that could not be opened at the start.
+// openLater retries to open a key that could not be opened, while the
+// configuration has it.
 func (b *backend) openLater(ctx context.Context, k config.Key) {
-	for b.keys.Unopened(k.Name) {
+	for b.isLate(k) {
 		select {
 		case <-ctx.Done():
 			return
@@ -176,56 +157,20 @@ func (b *backend) openLater(ctx context.Context, k config.Key) {
 		}
 
 		wrapper, err := buildWrapper(ctx, k, b.reportReread(k))
+		ok := false
 		if err == nil {
-			err = b.provide(k, wrapper)
+			ok, err = b.provide(k, wrapper)
 		}
 		if err != nil {
 			b.log.Warn("this key cannot be opened yet", zap.String("kms_key_name", k.Name), zap.Error(err))
 			continue
 		}
+		if !ok {
+			return
+		}
 
-		b.keep(ctx, openKey{k.Name, wrapper})
-		go b.watchAlias(ctx, k, wrapper, aliasCheck)
+		b.beginOne(ctx, k.Name)
 		b.warnOfTwins()
 		b.log.Info("this key is open now", zap.String("kms_key_name", k.Name))
 	}
-}
-
-// reopen opens the keys whose secrets have changed in next: a Vault token, a
-// secret id, or the PIN of an HSM. If a key cannot be opened with its new
-// secret, the old one remains in use.
-func (b *backend) reopen(ctx context.Context, before, next *config.Config) {
-	for _, k := range next.Keys {
-		i := slices.IndexFunc(before.Keys, func(old config.Key) bool { return old.Name == k.Name })
-		if i < 0 || k.IsTogether() || reflect.DeepEqual(before.Keys[i], k) ||
-			!reflect.DeepEqual(withoutSecrets(before.Keys[i]), withoutSecrets(k)) {
-			continue
-		}
-		if k.IsTemplate() {
-			b.reopenTemplate(ctx, k)
-			continue
-		}
-
-		wrapper, err := buildWrapper(ctx, k, b.reportReread(k))
-		if err == nil {
-			err = b.provide(k, wrapper)
-		}
-
-		if err != nil {
-			b.log.Error(
-				"opening a key with its new secret failed; keeping the old one",
-				zap.String("kms_key_name", k.Name),
-				zap.Error(err),
-			)
-			continue
-		}
-
-		b.keep(ctx, openKey{k.Name, wrapper})
-		b.log.Info("key opened with its new secret", zap.String("kms_key_name", k.Name))
-	}
-}
-
-func withoutSecrets(k config.Key) config.Key {
-	k.PIN, k.Login.Token, k.Login.AppRole.SecretID = "", "", ""
-	return k
 }

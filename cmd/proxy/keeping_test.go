@@ -77,7 +77,7 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 			observer: &keyObserver{},
 		}
 
-		w := a.withLimits(config.Key{Provider: provider}, key)
+		w := a.limitedTo(a.limitsOf(a.cfg.KMS, config.Key{Provider: provider}), key, func(float64) {})
 		throttled := 0
 		for range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -127,7 +127,7 @@ func TestBreakerResetsConnections(t *testing.T) {
 		observer: &keyObserver{},
 	}
 
-	limited := a.withLimits(config.Key{Provider: config.Local}, w)
+	limited := a.limitedTo(a.limitsOf(a.cfg.KMS, config.Key{Provider: config.Local}), w, func(float64) {})
 	for range kms.DefaultBreakerFailures {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		_, _ = limited.Unwrap(ctx, nil, nil)

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,8 +26,8 @@ type keyObserver struct {
 	log     *zap.Logger
 	metrics *metrics.Metrics
 	advisor *advisor.Recorder
-	label   map[string]string // metric labels of keys, by name
-	broken  sync.Map          // names of keys that were logged as not working
+	labels  atomic.Pointer[map[string]string] // metric labels of keys, by name
+	broken  sync.Map                          // names of keys that were logged as not working
 }
 
 // KMSCall implements keyring.Observer.
@@ -58,11 +60,15 @@ func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Dur
 // labelOf returns the metric label of a key. All keys of a template have the
 // label of the template.
 func (o *keyObserver) labelOf(key string) string {
-	if label, ok := o.label[key]; ok {
+	labels := o.labels.Load()
+	if labels == nil {
+		return otherKeys
+	}
+	if label, ok := (*labels)[key]; ok {
 		return label
 	}
 	template, _, _ := strings.Cut(key, ":")
-	return o.label[template]
+	return cmp.Or((*labels)[template], otherKeys) // a key that has just been removed
 }
 
 // Revoked implements keyring.Observer.
@@ -106,13 +112,13 @@ func (o *keyObserver) Used(key string, id [32]byte, use keyring.Use) {
 const measuredKeys = 100
 
 // otherKeys is the metric label of all other keys.
-const otherKeys = "(others)"
+const otherKeys = metrics.OtherNames
 
 // keyLabels returns the metric labels of keys, by name. Each key has about
 // 150 time series, so with hundreds of keys not all can have their own.
-func (b *backend) keyLabels() map[string]string {
+func keyLabels(keys []config.Key) map[string]string {
 	labels := make(map[string]string)
-	for i, k := range b.cfg.Keys {
+	for i, k := range keys {
 		label := otherKeys
 		if i < measuredKeys {
 			label = k.Name
@@ -129,7 +135,9 @@ func (b *backend) keyLabels() map[string]string {
 func (b *backend) measureKeys() {
 	b.measureTenants()
 	b.metrics.Gauge("cmekproxy_kms_max_per_second", "Limit of the calls to each KMS key in a second.",
-		func() float64 { return float64(b.cfg.KMS.MaxPerSecond) })
+		func() float64 { return float64(b.current().KMS.MaxPerSecond) })
+	b.metrics.Gauge("cmekproxy_dek_cache_ttl_seconds", "How long a data key may be used: dek_cache.ttl.",
+		func() float64 { return b.cache.TTL().Seconds() })
 	count := func(name, help string, of func(dekcache.Stats) uint64) {
 		b.metrics.Counter(name, help, func() float64 { return float64(of(b.cache.Stats())) })
 	}
@@ -162,6 +170,11 @@ func (b *backend) measureKeys() {
 		func(s dekcache.Stats) uint64 { return s.Evictions },
 	)
 
+	b.measureEachKey()
+}
+
+// measureEachKey adds the metrics that have a value for each key.
+func (b *backend) measureEachKey() {
 	sum := func(a, b float64) float64 { return a + b }
 	most := func(a, b float64) float64 { return max(a, b) }
 	for _, m := range []struct {
@@ -199,6 +212,11 @@ func (b *backend) measureKeys() {
 			most, func(s keyring.Status) float64 { return s.Window.Seconds() },
 		},
 		{
+			"cmekproxy_revocation_window_stated_seconds",
+			"Revocation window while the KMS answers probes: what the configuration promises.",
+			most, func(s keyring.Status) float64 { return s.Stated.Seconds() },
+		},
+		{
 			"cmekproxy_revocation_last_byte_seconds",
 			"Time from the KMS's first refusal of the key to the last byte under it; 0 if it is not revoked.",
 			most, func(s keyring.Status) float64 { return s.LastUse.Seconds() },
@@ -208,8 +226,15 @@ func (b *backend) measureKeys() {
 			sum, revokedAsNumber,
 		},
 	} {
-		b.metrics.ByKey(m.name, m.help, b.ofEachLabel(m.of, m.together))
+		b.metrics.ByKey(m.name, m.help, b.ofEachLabel(always(m.of), m.together))
 	}
+
+	b.metrics.ByKey(
+		"cmekproxy_key_usable",
+		"1 if the KMS lets the proxy use the key, or all keys with this label, 0 if not; "+
+			"missing before the first use, and for templates.",
+		b.ofEachLabel(usableAsNumber, func(a, b float64) float64 { return min(a, b) }),
+	)
 }
 
 func (b *backend) measureTenants() {
@@ -247,20 +272,41 @@ func revokedAsNumber(s keyring.Status) float64 {
 	return 0
 }
 
-// ofEachLabel returns a value for each label of keys.
+// usableAsNumber returns 1 or 0, and false if that is unknown.
+func usableAsNumber(s keyring.Status) (float64, bool) {
+	switch s.State {
+	case keyring.Usable:
+		return 1, true
+	case keyring.Revoked, keyring.Unreachable, keyring.Unopened:
+		return 0, true
+	default:
+		return 0, false
+	}
+}
+
+// always returns of, whose value is always known.
+func always(of func(keyring.Status) float64) func(keyring.Status) (float64, bool) {
+	return func(s keyring.Status) (float64, bool) { return of(s), true }
+}
+
+// ofEachLabel returns a value for each label of keys. of returns false for a
+// key without a value.
 func (b *backend) ofEachLabel(
-	of func(keyring.Status) float64,
+	of func(keyring.Status) (float64, bool),
 	together func(a, b float64) float64,
 ) func(yield func(string, float64)) {
 	return func(yield func(string, float64)) {
 		values := make(map[string]float64)
 		for _, s := range b.keys.Status() {
-			label := b.observer.labelOf(s.Name)
-			if value, ok := values[label]; ok {
-				values[label] = together(value, of(s))
-			} else {
-				values[label] = of(s)
+			value, known := of(s)
+			if !known {
+				continue
 			}
+			label := b.observer.labelOf(s.Name)
+			if before, ok := values[label]; ok {
+				value = together(before, value)
+			}
+			values[label] = value
 		}
 
 		for label, value := range values {

@@ -15,8 +15,8 @@ import (
 func TestLimitIsMeasured(t *testing.T) {
 	k := newAWSKey(t)
 	b, _ := buildRing(t, k.Key)
-	b.limitsOf(k.Key).OnWait(3 * time.Second)
-	b.limitsOf(k.Key).OnWait(time.Second)
+	b.limitsOf(b.cfg.KMS, k.Key).OnWait(3 * time.Second)
+	b.limitsOf(b.cfg.KMS, k.Key).OnWait(time.Second)
 
 	w := httptest.NewRecorder()
 	b.metrics.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"cmp"
+	"crypto/fips140"
+	"time"
+
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/admission"
@@ -17,6 +21,13 @@ func newAdmission(log *zap.Logger) load {
 	return load{admission.NewCPU(), admission.NewRefusals(func(reason string, n int64) {
 		log.Warn("refusing requests; clients should retry", zap.String("reason", reason), zap.Int64("refused", n))
 	})}
+}
+
+// exportProcess exports what runs, and with which configuration.
+func (s *server) exportProcess() {
+	s.metrics.Build(cmp.Or(release, "devel"), cmp.Or(revision(), "unknown"), fips140.Enabled())
+	s.metrics.Reloaded(time.Now(), nil)
+	s.metrics.CountByName(s.cfg.Metrics.Clients, s.cfg.Metrics.Buckets)
 }
 
 // exportLoad exports the load of the S3 port and its limits as metrics.
@@ -46,7 +57,7 @@ func (s *server) exportLoad(api *s3api.Server) {
 		{"cmekproxy_connections", "Open connections of the S3 port.", s.open.count},
 		{
 			"cmekproxy_connections_limit", "How many connections the S3 port accepts.",
-			func() int { return s.open.limit },
+			s.open.most,
 		},
 	} {
 		s.metrics.Gauge(gauge.name, gauge.help, func() float64 { return float64(gauge.value()) })

@@ -14,11 +14,12 @@
 //	check.go        the command check, with checkserver.go and checkstore.go
 //	direct.go       commands that work on a bucket without a server
 //	sweep.go        commands that work on all objects of a bucket
+//	progress.go     what they show meanwhile
+//	resume.go       how they are continued
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -44,8 +45,8 @@ func begin() (ctx context.Context, stop func()) {
 	return untilSignal()
 }
 
-// run returns the exit code: 0 for success, 1 for failure, 2 for an invalid
-// command line. It prints an error as one line on stderr.
+// run returns the exit code: 0 for success, or see exitCode. It prints an
+// error on stderr.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetOut(stdout)
@@ -58,10 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 
 	fmt.Fprintf(stderr, "%s: %v\n", command.CommandPath(), err)
-	if usage := (usageError{}); errors.As(err, &usage) {
-		return 2
-	}
-	return 1
+	return exitCode(ctx, err)
 }
 
 func newRoot() *cobra.Command {
@@ -84,6 +82,7 @@ func newRoot() *cobra.Command {
 		configCommand(),
 		serveCommand(),
 		checkCommand(),
+		healthCommand(),
 		cleanerCommand(),
 		keysCommand(),
 		recoveryCommand(),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"os"
@@ -103,8 +104,9 @@ func requestMemory(limit int64) int64 { return max(0, limit-ownMemory) / 4 * 3 }
 // environment variable GOMEMLIMIT, or nine tenths of the memory of its control
 // group. 0 means that there is no limit. The garbage collector works harder as
 // the limit comes near.
-func memoryLimit(setting config.Bytes) int64 {
-	runtimeLimit := debug.SetMemoryLimit(-1) // GOMEMLIMIT
+//
+// runtimeLimit is that of the runtime before the first call.
+func memoryLimit(setting config.Bytes, runtimeLimit int64) int64 {
 	limit := int64(setting)
 	switch {
 	case limit > 0:
@@ -113,8 +115,8 @@ func memoryLimit(setting config.Bytes) int64 {
 	default:
 		limit = cgroupMemory("/proc/self/cgroup", "/sys/fs/cgroup") / 10 * 9
 	}
-	if limit > 0 && runtimeLimit == math.MaxInt64 {
-		debug.SetMemoryLimit(limit)
+	if runtimeLimit == math.MaxInt64 {
+		debug.SetMemoryLimit(cmp.Or(limit, math.MaxInt64))
 	}
 	return limit
 }

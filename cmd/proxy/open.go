@@ -4,9 +4,9 @@ import (
 	"context"
 	"crypto/fips140"
 	"errors"
-	"fmt"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -16,7 +16,6 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
-	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
@@ -24,7 +23,7 @@ import (
 // server need, and the basis of the server. It does not depend on settings
 // of the server.
 type backend struct {
-	cfg     *config.Config
+	cfg     *config.Config // from the start; see current
 	log     *zap.Logger
 	metrics *metrics.Metrics
 
@@ -34,12 +33,13 @@ type backend struct {
 	keys     *keyring.Keyring
 	advisor  *advisor.Recorder
 	observer *keyObserver
-	opened   []openKey                   // the keys that could be opened at the start
-	members  map[string]*memberKey       // by name, the keys that others consist of
-	shared   map[string]*templateKeys    // by name, the templates
-	tenants  *tenantFiles                // nil without tenants_dir
-	keeping  sync.Map                    // by key name, the context.CancelFunc that ends keep
-	duties   []func(ctx context.Context) // background work while the keys are in use
+	tenants  *tenantFiles // nil without tenants_dir
+	keeping  sync.Map     // by key name, the context.CancelFunc that ends keep
+
+	inForce atomic.Pointer[config.Config] // see current
+	holding sync.Mutex                    // held while keys are opened and replaced
+	held    map[string]*heldKey           // by name, also those in also_known_as
+	members map[string]*memberKey         // by name, the keys that others consist of
 }
 
 // openBackend opens the store and the keys. unixSocket, if not empty, is
@@ -76,6 +76,15 @@ func openBackend(
 var errFIPSOnly = errors.New("GODEBUG=fips140=only is not supported: it refuses AES-GCM with the nonces " +
 	"of the object format, and MD5, which S3 needs for Content-MD5; use GODEBUG=fips140=on")
 
+// current returns the configuration in force. Of what needs a restart, cfg is in
+// force.
+func (b *backend) current() *config.Config {
+	if c := b.inForce.Load(); c != nil {
+		return c
+	}
+	return b.cfg
+}
+
 func (b *backend) close() {
 	if b.cache != nil {
 		b.cache.Close()
@@ -86,11 +95,14 @@ func (b *backend) close() {
 // that cannot be opened now does not stop the others; openLater tries it
 // again.
 func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) error {
-	b.observer = &keyObserver{log: b.log, metrics: b.metrics, label: b.keyLabels()}
-	keys, err := b.keyringKeys(ctx)
+	b.observer = &keyObserver{log: b.log, metrics: b.metrics}
+	b.holding.Lock()
+	defer b.holding.Unlock()
+	first, err := b.prepareKeys(ctx, b.cfg)
 	if err != nil {
 		return err
 	}
+	b.useKeys(first)
 	b.buildCache()
 	var defaults *keyring.Defaults
 
@@ -101,7 +113,7 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 	}
 
 	b.keys, err = keyring.New(keyring.Config{
-		Keys: keys, Rules: buildRules(b.cfg.Encryption.Rules), Cache: b.cache,
+		Keys: first.keys, Rules: buildRules(b.cfg.Encryption.Rules), Cache: b.cache,
 		RevocationProbe: b.cfg.DEKCache.RevocationProbe, OutageWait: b.cfg.DEKCache.OutageWait,
 		LiteralKeys:   b.cfg.Origin.Keys == config.LiteralKeys,
 		FormatVersion: crypt.Version(b.cfg.Encryption.FormatVersion), //nolint:gosec // 1 or 2
@@ -116,57 +128,6 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 	b.warnOfUnread()
 	b.measureKeys()
 	return nil
-}
-
-// keyringKeys opens the keys of the configuration, and then the keys in
-// also_known_as.
-func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
-	var keys, earlier []keyring.Key
-	b.newMembers()
-	opened := b.openKeys(ctx)
-	for i, k := range b.cfg.Keys {
-		key := keyring.Key{
-			Name:         k.Name,
-			Provider:     string(k.Provider),
-			Timeout:      kms.AttemptsPerCall * k.Timeout,
-			ProbeTimeout: k.Timeout,
-		}
-		if k.IsTogether() || k.IsTemplate() {
-			put := b.putTogether
-			if k.IsTemplate() {
-				put = b.putTemplate
-			}
-			if err := put(ctx, &key, k); err != nil {
-				return nil, err
-			}
-			keys = append(keys, key)
-			continue
-		}
-
-		wrapper, err := opened[i].wrapper, opened[i].err
-		switch failure := (*kms.Error)(nil); {
-		case err == nil:
-			if key.Wrapper, key.Probe, err = b.ready(k, wrapper); err != nil {
-				return nil, err
-			}
-			b.opened = append(b.opened, openKey{k.Name, wrapper})
-			b.duties = append(b.duties, func(ctx context.Context) { b.watchAlias(ctx, k, wrapper, aliasCheck) })
-		case errors.As(err, &failure) && failure.Kind != kms.Invalid:
-			key.Unavailable = err
-		default:
-			return nil, fmt.Errorf("key %s: %w", k.Name, err)
-		}
-
-		keys = append(keys, key)
-
-		before, err := b.earlierKeys(ctx, k)
-		if err != nil {
-			return nil, err
-		}
-		earlier = append(earlier, before...)
-	}
-
-	return append(keys, earlier...), nil
 }
 
 // buildCache creates the cache of data keys and the advisor.

@@ -17,6 +17,7 @@ import (
 
 func rewrapCommand() *cobra.Command {
 	var o rewrapOptions
+	r := &rewrapRun{}
 	c := &cobra.Command{
 		Use:   "rewrap s3://BUCKET[/PREFIX]",
 		Short: "Move the objects of a bucket to another KMS key",
@@ -69,6 +70,7 @@ func rewrapCommand() *cobra.Command {
 
 	declareRecovery(flags, &o.recovery)
 	o.declare(flags, "move")
+	r.declareFormat(flags)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseBucket(args[0])
 		if err != nil {
@@ -100,17 +102,14 @@ func rewrapCommand() *cobra.Command {
 		}
 		defer d.close()
 
-		r := &rewrapRun{
-			sweep{direct: d, sweepOptions: o.sweepOptions, out: c.OutOrStdout()},
-			o.to,
-			o.method,
-			o.all,
-			o.bind,
-			adopted,
-			recovery,
+		r.direct, r.command, r.sweepOptions = d, c, o.sweepOptions
+		r.to, r.method, r.all, r.bind, r.adopted, r.recovery = o.to, o.method, o.all, o.bind, adopted, recovery
+		if err := r.output(c.OutOrStdout()); err != nil {
+			return err
 		}
-
-		return r.run(c.Context())
+		ctx, stop := r.begin(c.Context())
+		defer stop()
+		return r.run(ctx)
 	}
 
 	return c
@@ -183,10 +182,8 @@ func (r *rewrapRun) run(ctx context.Context) error {
 	if r.adopted != nil {
 		list, move = r.adopted.walk(&state, list, move)
 	}
-	err = r.walk(ctx, state, list, move, r.name)
-
-	r.summary()
-	return errors.Join(err, r.failures())
+	err = r.walk(ctx, state, list, move, r.report)
+	return r.end(err, r.summary)
 }
 
 // prepare tests what the store can do, chooses the method, and prints

@@ -370,6 +370,9 @@ func (m *move) keysOf(config string, code int, args ...string) (map[string]strin
 			totals[row.Name] += row.Objects
 			continue
 		}
+		if row.Type == "total" {
+			continue
+		}
 		keys[row.Key] = row.Kind
 
 		for _, k := range row.Keys {

@@ -37,7 +37,7 @@ func serve(ctx context.Context, path string) error {
 		return err
 	}
 
-	log, err := newLog(file.Log.Level)
+	log, level, err := newLog(file.Log.Level)
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func serve(ctx context.Context, path string) error {
 	defer s.close()
 
 	defer runtime.KeepAlive(newHeapFloor())
-	s.file = file
+	s.file, s.path, s.level = file, file.path, &level
 	for _, name := range shortSecrets(file.Clients) {
 		log.Warn(
 			"the secret key of a client has fewer than 20 characters: choose a longer one",
@@ -66,6 +66,7 @@ type configFile struct {
 	path    string
 	text    []byte
 	problem string // the last error of reloading its secrets
+	unused  string // the last error of reload_on_change
 }
 
 func readConfig(flag string) (*configFile, error) {
@@ -90,9 +91,11 @@ func (f *configFile) again() (*configFile, error) {
 // serve handles requests until ctx ends, and then drains. ready, if not nil,
 // is called with the S3 address once the port is open.
 func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
-	if err := s.openAudit(s.cfg.Audit); err != nil {
+	log, err := s.openAudit(s.cfg.Audit)
+	if err != nil {
 		return err
 	}
+	s.useAudit(log)
 	s3, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -108,10 +111,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	s3Server := s.httpServer(health.leaving(s.s3))
 
 	s3Server.ConnContext, s3Server.ConnState = s3api.ConnContext, s.open.track
-	if s.tls != nil {
-		s3Server.TLSConfig = s.tls.TLS()
-		s.watchCertificate()
-	}
+	s.watchCertificate()
 
 	// The duties continue after the signal to stop: while a request runs,
 	// keys are probed, tokens are renewed, and signals are handled.
@@ -119,7 +119,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	defer stop()
 	s.startDuties(duties)
 	failed := make(chan error, 1+len(side))
-	limited := s.open.limited(s3)
+	limited := &tlsListener{s.open.limited(s3), s}
 	go func() { failed <- serveHTTP(s3Server, limited) }()
 
 	side.serve(failed)
@@ -129,10 +129,12 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 		"serving",
 		zap.Stringer("s3", s3.Addr()),
 		zap.String("admin", strings.Join(side.addresses(), " ")),
-		zap.Bool("tls", s.tls != nil),
+		zap.Bool("tls", s.tls.Load() != nil),
 		zap.Stringer("revocation_window", s.keys.Window(s.cache.TTL())),
 		zap.String("version", versionString()),
+		zap.String("fips140", fipsModule()),
 	)
+	s.notify("READY=1", "STATUS=serving S3 on "+s3.Addr().String())
 
 	if ready != nil {
 		ready(s3.Addr())
@@ -142,7 +144,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	case <-ctx.Done():
 	}
 
-	health.drain(time.Now().Add(s.cfg.Limits.ShutdownGrace))
+	health.drain(time.Now().Add(s.current().Limits.ShutdownGrace))
 	return errors.Join(err, s.drain(context.Cause(ctx), s3Server))
 }
 
@@ -187,23 +189,6 @@ func (b beside) addresses() (out []string) {
 	return out
 }
 
-// watchCertificate exports the certificate's expiry as a metric, and logs an
-// error if the certificate is not valid now.
-func (s *server) watchCertificate() {
-	s.metrics.Gauge(
-		"cmekproxy_tls_certificate_expiry_timestamp_seconds",
-		"Expiry of the certificate of the S3 port, in Unix time.",
-		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) },
-	)
-	if err := s.tls.Valid(time.Now()); err != nil {
-		s.log.Error(
-			"clients will reject the certificate of the S3 port",
-			zap.String("cert_file", s.cfg.TLS.CertFile),
-			zap.Error(err),
-		)
-	}
-}
-
 // goodSecret is the shortest length that a client's secret key should have,
 // in characters. AWS secret keys have 40.
 const goodSecret = 20
@@ -223,8 +208,9 @@ func shortSecrets(clients []config.Client) (names []string) {
 func (s *server) startDuties(ctx context.Context) {
 	go s.keys.Run(ctx)
 	go s.history.Run(ctx)
-	go returnMemory(ctx, func() int { return s.load().Running })
-	s.tryKeys(ctx)
+	go returnMemory(ctx, func() int { return s.api.Load().Running })
+	s.beginKeys(ctx, nil)
+	s.tryKeys(ctx, s.cfg.Keys)
 	s.onSignals(ctx)
 	if s.tenants != nil {
 		go s.watchTenants(ctx)
@@ -247,12 +233,7 @@ func (s *server) httpServer(handler http.Handler) *http.Server {
 }
 
 func serveHTTP(server *http.Server, listener net.Listener) error {
-	var err error
-	if server.TLSConfig != nil {
-		err = server.ServeTLS(listener, "", "")
-	} else {
-		err = server.Serve(listener)
-	}
+	err := server.Serve(listener)
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}

@@ -5,20 +5,21 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/http"
+	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
-	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/statuspage"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // Limits without a setting.
@@ -30,33 +31,45 @@ const (
 // server is the proxy, built from its configuration, before serve starts it.
 type server struct {
 	*backend
-	file    *configFile // the source of cfg, and its last reload; nil for none
-	audit   *audit.Log  // nil without an audit log, and before serve
+	file    *configFile               // the source of cfg, and its last reload; nil for none
+	path    string                    // of file; "" for none
+	audit   atomic.Pointer[audit.Log] // nil without an audit log, and before serve
 	clients *access.Directory
 	// configured are the clients of the configuration, without those of
 	// tenants.
 	configured []config.Client
 
-	adminToken atomic.Pointer[config.Secret]
-	s3         http.Handler
-	open       *connections
-	history    *statuspage.History
-	load       func() s3api.Load
-	tls        *pemfile.Server // nil for plain HTTP
+	adminToken       atomic.Pointer[config.Secret]
+	s3               http.Handler
+	open             *connections
+	history          *statuspage.History
+	tracer           *tracing.Tracer // nil if tracing is off
+	api              *s3api.Server
+	tls              atomic.Pointer[tlsFiles] // nil for plain HTTP
+	certificateGauge sync.Once
+	authorityGauge   sync.Once
+	level            *zap.AtomicLevel   // of log; nil if it cannot change
+	goLimit          int64              // the runtime's memory limit before the proxy has set one
+	requests         chan reloadRequest // see onSignals
 }
 
 // newServer opens the store and the keys, and creates the S3 API. unixSocket
 // is that of openBackend.
 func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*server, error) {
-	s := &server{configured: cfg.Clients, open: newConnections(cfg.Limits.MaxConnections)}
+	s := &server{
+		configured: cfg.Clients, open: newConnections(cfg.Limits.MaxConnections),
+		goLimit: debug.SetMemoryLimit(-1), requests: make(chan reloadRequest),
+	}
 	s.adminToken.Store(&cfg.AdminToken)
 	var err error
 	if s.clients, err = buildClients(cfg, log); err != nil {
 		return nil, err
 	}
-	if s.tls, err = buildTLS(cfg.TLS, log); err != nil {
+	files, err := buildTLS(cfg.TLS, log)
+	if err != nil {
 		return nil, err
 	}
+	s.tls.Store(files)
 
 	var auditor keyring.Auditor
 	if cfg.Audit.File != "" || cfg.Audit.Stdout {
@@ -72,50 +85,81 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		}
 	}
 
-	api := s3api.New(s3api.Config{
-		Origin:        s.origin,
-		Keys:          s.keys,
-		Clients:       s.clients,
-		Domains:       domains(cfg),
-		Capabilities:  s.capabilities.Find,
-		UniformParts:  cfg.Origin.UniformParts,
-		VerifyHead:    cfg.Encryption.VerifyHead,
-		KeyNames:      keyname.Store(cfg.Origin.Keys),
-		Log:           log,
-		Metrics:       s.metrics,
-		IdleTimeout:   cfg.Limits.IdleTimeout,
-		HeaderTimeout: cfg.Limits.HeaderTimeout,
-		MaxConcurrent: cfg.Limits.MaxConcurrentRequests,
-		MaxPerClient:  cfg.Limits.MaxConcurrentPerClient,
-		MaxUnsigned:   cfg.Limits.MaxConcurrentUnsigned,
-		MinRate:       cfg.Limits.MinBytesPerSecond,
-		Memory:        requestMemory(memoryLimit(cfg.Limits.Memory)),
-		Admission:     newAdmission(log),
-		Now:           time.Now,
-		Random:        rand.Reader,
-		LocalTLS:      cfg.TLS.EndsOnThisMachine,
+	if s.tracer, err = buildTracing(ctx, cfg.Tracing, log, s.metrics); err != nil {
+		s.backend.close()
+		return nil, err
+	}
+	s.api = s3api.New(s3api.Config{
+		Origin:       s.origin,
+		Keys:         s.keys,
+		Clients:      s.clients,
+		Settings:     s.apiSettings(cfg),
+		Capabilities: s.capabilities.Find,
+		UniformParts: cfg.Origin.UniformParts,
+		KeyNames:     keyname.Store(cfg.Origin.Keys),
+		Log:          log,
+		Metrics:      s.metrics,
+		Tracing:      s.tracer,
+		Admission:    newAdmission(log),
+		Now:          time.Now,
+		Random:       rand.Reader,
 	})
-	s.s3, s.load = api, api.Load
-	s.exportLoad(api)
+	s.s3 = s.api
+	s.exportLoad(s.api)
+	s.exportProcess()
 
 	return s, nil
 }
 
+// apiSettings returns the settings of the S3 API that a reload can change.
+func (s *server) apiSettings(cfg *config.Config) s3api.Settings {
+	every, _ := cfg.Log.AccessEvery() // Parse has checked it
+	if every == 0 {
+		every = -1
+	}
+	return s3api.Settings{
+		Domains:       domains(cfg),
+		VerifyHead:    cfg.Encryption.VerifyHead,
+		IdleTimeout:   cfg.Limits.IdleTimeout,
+		HeaderTimeout: s.cfg.Limits.HeaderTimeout,
+		MaxConcurrent: cfg.Limits.MaxConcurrentRequests,
+		MaxPerClient:  cfg.Limits.MaxConcurrentPerClient,
+		MaxUnsigned:   cfg.Limits.MaxConcurrentUnsigned,
+		MinRate:       cfg.Limits.MinBytesPerSecond,
+		Memory:        requestMemory(memoryLimit(cfg.Limits.Memory, s.goLimit)),
+		LocalTLS:      cfg.TLS.EndsOnThisMachine,
+		LogEvery:      int64(every),
+	}
+}
+
 func (s *server) close() {
+	s.sendLastSpans()
 	s.backend.close()
-	if s.audit != nil {
-		_ = s.audit.Close() // each record was written, or its writer got an error
+	if log := s.audit.Load(); log != nil {
+		_ = log.Close() // each record was written, or its writer got an error
 	}
 	_ = s.log.Sync()
 }
 
 func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error) {
 	clients, err := access.New(accessClients(cfg.Clients, cfg.Origin.Keys))
-	if err != nil || cfg.SessionCredentialsFile == "" {
-		return clients, err
+	if err != nil {
+		return nil, err
 	}
+	sessions, err := openSessions(cfg.SessionCredentialsFile, log)
+	if err != nil {
+		return nil, err
+	}
+	clients.UseSessions(sessions)
+	return clients, nil
+}
 
-	sessions, err := access.OpenSessions(cfg.SessionCredentialsFile, time.Now, func(err error, sessions int) {
+// openSessions reads the temporary credentials. It returns nil for none.
+func openSessions(path string, log *zap.Logger) (*access.Sessions, error) {
+	if path == "" {
+		return nil, nil
+	}
+	sessions, err := access.OpenSessions(path, time.Now, func(err error, sessions int) {
 		if err != nil {
 			log.Error("reading the temporary credentials failed; keeping the ones read before", zap.Error(err))
 			return
@@ -125,9 +169,7 @@ func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error
 	if err != nil {
 		return nil, fmt.Errorf("session_credentials_file: %w", err)
 	}
-
-	clients.UseSessions(sessions)
-	return clients, nil
+	return sessions, nil
 }
 
 // accessClients returns the clients of the configuration. keys is the
@@ -151,46 +193,6 @@ func accessClients(list []config.Client, keys string) (clients []access.Client) 
 	}
 
 	return clients
-}
-
-// buildTLS reads the TLS files, and rereads them when they change. It
-// returns nil for plain HTTP.
-func buildTLS(cfg config.TLS, log *zap.Logger) (*pemfile.Server, error) {
-	if cfg.CertFile == "" {
-		return nil, nil
-	}
-
-	server, err := pemfile.OpenServer(pemfile.ServerConfig{
-		CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
-		Report: func(err error) {
-			if err != nil {
-				log.Error("reading the TLS files failed; keeping the ones read before", zap.Error(err))
-				return
-			}
-			log.Info("TLS files read again")
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("tls: %w", err)
-	}
-
-	return server, nil
-}
-
-// newLog returns a JSON log on standard error, with times in RFC 3339.
-func newLog(level string) (*zap.Logger, error) {
-	parsed, err := zapcore.ParseLevel(level)
-	if err != nil {
-		return nil, err
-	}
-	cfg := zap.NewProductionConfig()
-	cfg.Level = zap.NewAtomicLevelAt(parsed)
-	cfg.Sampling = nil // an access log must be complete
-	cfg.DisableCaller = true
-	cfg.DisableStacktrace = true
-	cfg.EncoderConfig.TimeKey = "time"
-	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	return cfg.Build()
 }
 
 // domains returns the base domains of virtual-host-style requests.

@@ -38,7 +38,7 @@ func (s *server) statusPage(h *health) http.Handler {
 		r.Proxy.State, r.Proxy.Since, r.Proxy.Until = h.phase()
 		s.addKeys(&r)
 		r.Tenants = s.statusOfTenants()
-		r.Clients = busiest(s.load().Clients)
+		r.Clients = busiest(s.api.Load().Clients)
 		r.Complete(s.history.Points())
 		return r
 	})
@@ -53,15 +53,15 @@ func hostName() string {
 }
 
 func (s *server) loadNow() statuspage.Now {
-	return statuspage.Now{Running: s.load().Running, Connections: s.open.count()}
+	return statuspage.Now{Running: s.api.Load().Running, Connections: s.open.count()}
 }
 
 func (s *server) statusOfLoad() statuspage.Load {
-	l := s.load()
+	l := s.api.Load()
 	return statuspage.Load{
 		Now:              s.loadNow(),
-		ConnectionsLimit: s.open.limit,
-		RunningLimit:     s.cfg.Limits.MaxConcurrentRequests,
+		ConnectionsLimit: s.open.most(),
+		RunningLimit:     s.current().Limits.MaxConcurrentRequests,
 		Memory:           l.Memory, MemoryLimit: l.MemoryLimit,
 	}
 }
@@ -98,13 +98,13 @@ func keyOnPage(k keyStatus) statuspage.Key {
 
 func (s *server) statusOfStore() statuspage.Store {
 	return statuspage.Store{
-		Endpoint: s.cfg.Origin.Endpoint, Region: s.cfg.Origin.Region,
+		Endpoint: s.cfg.Origin.Endpoint, Region: s.cfg.Origin.Region, Up: s.metrics.OriginState(),
 		Capabilities: describeStore(s.capabilities.Known()),
 	}
 }
 
 func (s *server) statusOfAudit() *statuspage.Audit {
-	if s.audit == nil {
+	if s.audit.Load() == nil {
 		return nil
 	}
 	var failures dto.Metric
@@ -112,16 +112,17 @@ func (s *server) statusOfAudit() *statuspage.Audit {
 		return nil // only for an invalid metric
 	}
 	return &statuspage.Audit{
-		Where:    cmp.Or(s.cfg.Audit.File, "standard output"),
+		Where:    cmp.Or(s.current().Audit.File, "standard output"),
 		Failures: int(failures.GetCounter().GetValue()),
 	}
 }
 
 func (s *server) statusOfTLS() *statuspage.TLS {
-	if s.tls == nil {
+	files := s.tls.Load()
+	if files == nil {
 		return nil
 	}
-	leaf := s.tls.Certificate()
+	leaf := files.Certificate()
 	names := slices.Clone(leaf.DNSNames)
 	for _, ip := range leaf.IPAddresses {
 		names = append(names, ip.String())
@@ -155,10 +156,7 @@ func busiest(running map[string]int) []statuspage.Client {
 }
 
 func (s *server) statusOfConfig() statuspage.Config {
-	if s.file == nil {
-		return statuspage.Config{Fingerprint: fingerprint(s.cfg)}
-	}
-	return statuspage.Config{Path: s.file.path, Fingerprint: fingerprint(s.file.Config)}
+	return statuspage.Config{Path: s.path, Fingerprint: fingerprint(s.current())}
 }
 
 // fingerprint identifies the settings of a configuration. Secrets do not

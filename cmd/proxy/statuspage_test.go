@@ -31,7 +31,7 @@ func TestStatusPage(t *testing.T) {
 
 	r := reportOf(t, d.admin)
 	if len(r.Attention) != 0 || r.Proxy.State != statuspage.Serving || r.Load.Running != 1 || r.Load.Connections == 0 ||
-		r.Keys[0].State != "usable" || r.Load.Leases != 1 || r.Store.Endpoint == "" || r.Config.Path != d.config ||
+		r.Keys[0].State != "usable" || r.Load.Leases != 1 || r.Store.Endpoint == "" || r.Store.Up == nil || !*r.Store.Up || r.Config.Path != d.config ||
 		len(r.Clients) != 1 || r.Clients[0] != (statuspage.Client{Name: "app", Running: 1}) {
 		t.Errorf("%+v", r)
 	}

@@ -28,7 +28,7 @@ import (
 // store is the store behind the proxy, and what is known about it.
 type store struct {
 	origin       *origin.Origin
-	login        *staticLogin // nil if the SDK's default chain finds the credentials
+	login        *storeLogin
 	capabilities *capability.Finder
 
 	settings config.Origin
@@ -45,10 +45,12 @@ func openStore(
 	log *zap.Logger,
 	metrics *metrics.Metrics,
 ) (*store, error) {
-	credentials, err := originCredentials(ctx, cfg.Origin, log)
+	first, err := originCredentials(ctx, cfg.Origin, log)
 	if err != nil {
 		return nil, err
 	}
+	credentials := &storeLogin{}
+	credentials.current.Store(&first)
 
 	endpoint, err := url.Parse(cfg.Origin.Endpoint)
 	if err != nil {
@@ -60,9 +62,9 @@ func openStore(
 		return nil, err
 	}
 
-	retrier := origin.NewRetrier(transport, origin.RetryConfig{Observe: s3api.RecordRetry})
-	s := &store{settings: cfg.Origin}
-	s.login, _ = credentials.(*staticLogin)
+	traced := tracedTransport(transport, cfg.Tracing)
+	retrier := origin.NewRetrier(traced, origin.RetryConfig{Observe: s3api.RecordRetry})
+	s := &store{settings: cfg.Origin, login: credentials}
 	open := func(uploads func(context.Context, string) (origin.Uploads, error)) *origin.Origin {
 		return origin.New(origin.Config{
 			Endpoint:    endpoint,
@@ -242,9 +244,9 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 
 func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) (aws.CredentialsProvider, error) {
 	if cfg.AccessKey != "" {
-		login := &staticLogin{}
-		login.set(cfg)
-		return login, nil
+		return staticLogin{
+			AccessKeyID: cfg.AccessKey, SecretAccessKey: cfg.SecretKey.Reveal(), Source: "config",
+		}, nil
 	}
 
 	creds, err := awscreds.New(ctx, awscreds.Config{
@@ -271,22 +273,21 @@ func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) 
 	return creds, nil
 }
 
-// staticLogin has the credentials for the store from the configuration. A
-// reload can change them.
-type staticLogin struct {
-	current atomic.Pointer[aws.Credentials]
+// staticLogin is the credentials for the store in the configuration.
+type staticLogin aws.Credentials
+
+// Retrieve implements aws.CredentialsProvider.
+func (l staticLogin) Retrieve(context.Context) (aws.Credentials, error) {
+	return aws.Credentials(l), nil
 }
 
-// set changes the credentials, unless the configuration has none.
-func (l *staticLogin) set(cfg config.Origin) {
-	if l != nil && cfg.AccessKey != "" {
-		l.current.Store(
-			&aws.Credentials{AccessKeyID: cfg.AccessKey, SecretAccessKey: cfg.SecretKey.Reveal(), Source: "config"},
-		)
-	}
+// storeLogin gives the credentials for the store. A reload can change where they
+// are from.
+type storeLogin struct {
+	current atomic.Pointer[aws.CredentialsProvider]
 }
 
 // Retrieve implements aws.CredentialsProvider.
-func (l *staticLogin) Retrieve(context.Context) (aws.Credentials, error) {
-	return *l.current.Load(), nil
+func (l *storeLogin) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	return (*l.current.Load()).Retrieve(ctx)
 }

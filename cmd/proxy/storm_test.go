@@ -89,7 +89,7 @@ func TestManyKeysAtTheStart(t *testing.T) {
 	}
 	defer a.close()
 
-	a.tryKeys(t.Context())
+	a.tryKeys(t.Context(), a.cfg.Keys)
 	eventually(t, "all keys were tried", func() bool { return logs.FilterMessage("this key works").Len() == 150 })
 	if most := m.most.Load(); most > 2*startTogether {
 		t.Errorf("%d calls at a time", most)
@@ -139,7 +139,7 @@ func TestDoesNotWorkIsTakenBack(t *testing.T) {
 	if err := os.Rename(key, key+".away"); err != nil {
 		t.Fatal(err)
 	}
-	a.tryKeys(t.Context())
+	a.tryKeys(t.Context(), a.cfg.Keys)
 
 	eventually(t, "the key is said not to work", func() bool {
 		return logs.FilterMessage("this key does not work; requests for other keys are served").Len() == 1

@@ -3,22 +3,23 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"net/http"
-	"net/url"
 	"sync"
 	"time"
 
-	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/encrypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -29,8 +30,15 @@ import (
 type sweep struct {
 	*direct
 	sweepOptions
-	out io.Writer // output for people
-	bar *progressbar.ProgressBar
+	command *cobra.Command
+	out     io.Writer     // output for people
+	format  string        // text or json
+	json    *json.Encoder // nil for text
+	written error         // the first error of writing to stdout
+	stop    context.CancelCauseFunc
+	bar     *progress
+	at      position
+	grace   time.Duration // see walk.Walk.Grace
 
 	waiting     sync.Mutex
 	waitingSaid time.Time
@@ -45,6 +53,28 @@ type sweepOptions struct {
 	dryRun, keepGoing bool
 	parallel          int
 	rate              float64
+	longOptions
+}
+
+// longOptions are options of commands that can take long.
+type longOptions struct {
+	after  string
+	giveUp time.Duration
+}
+
+func (o *longOptions) declare(flags *pflag.FlagSet) {
+	flags.StringVar(&o.after, flagAfter, "", "begin after this `KEY`, as a run that was stopped says")
+	flags.DurationVar(
+		&o.giveUp, "give-up", 40*time.Second,
+		"end if the store or the KMS answers nothing for this `TIME`; 0 waits for ever",
+	)
+}
+
+func (o *longOptions) check() error {
+	if o.giveUp < 0 {
+		return usageError{errors.New("--give-up is negative")}
+	}
+	return nil
 }
 
 // declare adds the flags. verb is what the command does with an object.
@@ -66,13 +96,17 @@ func (o *sweepOptions) declare(flags *pflag.FlagSet, verb string) {
 	)
 
 	flags.BoolVar(&o.keepGoing, "keep-going", false, "continue even if many objects in a row fail")
+	o.longOptions.declare(flags)
 }
 
 func (o *sweepOptions) check() error {
 	if o.rate < 0 {
 		return usageError{errors.New("--rate is negative")}
 	}
-	return checkParallel(o.parallel)
+	if o.after != "" && o.state != "" {
+		return usageError{errors.New("--state has the position: it cannot be used with --after")}
+	}
+	return errors.Join(o.longOptions.check(), checkParallel(o.parallel))
 }
 
 // wait returns a function that limits the rate; nil for no limit.
@@ -86,8 +120,15 @@ func (o *sweepOptions) wait() func(context.Context) error {
 // awayInterval is how often a run reports that it waits for a KMS.
 const awayInterval = time.Minute
 
-// away reports that the run waits for a KMS.
+// away reports that the run waits for a KMS. One that limits the rate of calls
+// does answer.
 func (s *sweep) away(err error) {
+	if kms.IsUnreachable(err) {
+		s.kmsWatch.Failed(err)
+	} else {
+		s.kmsWatch.Answered()
+	}
+
 	s.waiting.Lock()
 	defer s.waiting.Unlock()
 	if now := time.Now(); now.Sub(s.waitingSaid) >= awayInterval {
@@ -99,18 +140,20 @@ func (s *sweep) away(err error) {
 // tryKey is keyring.Try, but waits for a KMS that cannot be reached. For a
 // template, there is nothing to try.
 func (s *sweep) tryKey(ctx context.Context, name string) error {
-	if s.shared[name] != nil {
+	if s.isTemplate(name) {
 		return nil
 	}
 	for {
 		err := s.keys.Try(ctx, name)
-		if !kms.IsUnreachable(err) && !kms.IsThrottled(err) || ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
+			return earlyCause(ctx, err)
+		case !kms.IsUnreachable(err) && !kms.IsThrottled(err):
 			return err
 		}
 		s.away(err)
 		select {
 		case <-ctx.Done():
-			return err
 		case <-time.After(time.Second):
 		}
 	}
@@ -119,8 +162,11 @@ func (s *sweep) tryKey(ctx context.Context, name string) error {
 // lister lists objects; see stored.Reader.List.
 type lister = func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
 
+// inHand is how long the objects in hand may take to end after a signal.
+const inHand = 5 * time.Second
+
 // walk calls do for each object, and report in the order of the listing. If
-// objects have failed, it returns an error at the end.
+// it does not reach the end, the error says how to go on.
 func (s *sweep) walk(
 	ctx context.Context,
 	state walk.State,
@@ -128,25 +174,78 @@ func (s *sweep) walk(
 	do func(context.Context, stored.Entry) walk.Result,
 	report func(walk.Result),
 ) error {
-	s.bar = counter(s.progress, "objects")
-	state.Bucket, state.Prefix = s.bucket, s.prefix
+	state.Bucket, state.Prefix, state.After = s.bucket, s.prefix, s.after
+	s.at.after = s.after
+	begun, seen := false, false
 	w := walk.Walk{
-		Do:        do,
+		Do: func(ctx context.Context, e stored.Entry) walk.Result {
+			r := do(ctx, e)
+			s.done(e, r)
+			return r
+		},
 		List:      list,
 		Parallel:  s.parallel,
 		File:      s.state,
 		DryRun:    s.dryRun,
 		KeepGoing: s.keepGoing,
+		Grace:     s.grace,
 		Now:       time.Now,
+		Begin: func(todo iter.Seq2[stored.Entry, error]) {
+			begun = true
+			s.bar.start(ctx, todo)
+		},
 		Report: func(r walk.Result) {
-			_ = s.bar.Add(1)
+			seen = true
+			s.at.passed(r.Key, r.Outcome == walk.Failed && !r.Own)
 			s.count(r)
 			report(r)
 		},
 	}
+
+	defer context.AfterFunc(ctx, func() { s.sayStopping(ctx) })()
 	err := w.Run(ctx, state)
-	_ = s.bar.Finish()
+	s.bar.end()
+	if err == nil && !seen {
+		s.sayEmpty(s.after)
+	}
+	if err != nil && begun {
+		err = s.early(ctx, err, seen)
+	}
 	return err
+}
+
+// sayStopping says that the objects in hand are finished after a signal.
+func (s *sweep) sayStopping(ctx context.Context) {
+	if signal, ok := errors.AsType[signalError](context.Cause(ctx)); ok && s.grace > 0 {
+		fmt.Fprintf(s.progress, "%s: finishing the objects in hand, for %s at most; a second signal ends at once\n",
+			signalName(signal.Signal), s.grace)
+	}
+}
+
+// done records an object for the progress, and whether the KMS is there.
+func (s *sweep) done(e stored.Entry, r walk.Result) {
+	s.bar.add(amount{1, e.Size})
+	if r.Outcome == walk.Failed {
+		s.bar.failed.Add(1)
+	}
+	if failure := (*kms.Error)(nil); r.Outcome == walk.Done && !s.dryRun ||
+		errors.As(r.Err, &failure) && !kms.IsUnreachable(r.Err) {
+		s.kmsWatch.Answered()
+	}
+}
+
+// early returns the error of a run that did not reach its end.
+func (s *sweep) early(ctx context.Context, err error, seen bool) error {
+	cause := earlyCause(ctx, err)
+	e := &early{cause: cause}
+	switch {
+	case errors.Is(cause, encrypt.ErrLost), !seen && errors.Is(err, cause): // nothing to go on with
+	case s.state != "":
+		e.resume = resumeLine(s.command, "")
+	default:
+		e.resume = resumeLine(s.command, s.at.after)
+	}
+	return e
 }
 
 func (s *sweep) count(r walk.Result) {
@@ -175,21 +274,6 @@ func (s *sweep) rewriting(ctx context.Context) (_ inplace.Config, done func(), _
 	}, again.close, nil
 }
 
-// name prints an object that failed.
-func (s *sweep) name(r walk.Result) {
-	if r.Outcome == walk.Failed {
-		fmt.Fprintf(s.out, "FAILED  %s: %v\n", visible(r.Key), r.Err)
-	}
-}
-
-// failures returns an error if objects have failed.
-func (s *sweep) failures() error {
-	if failed := s.counts[walk.Failed]; failed > 0 {
-		return fmt.Errorf("%d objects failed", failed)
-	}
-	return nil
-}
-
 // versions prints a note if the bucket keeps old versions.
 func (s *sweep) versions(ctx context.Context, note string) bool {
 	kept, err := s.keepsVersions(ctx)
@@ -205,13 +289,7 @@ func (s *sweep) versions(ctx context.Context, note string) bool {
 // keepsVersions reports whether versioning of the bucket is, or was,
 // enabled.
 func (s *sweep) keepsVersions(ctx context.Context) (bool, error) {
-	req := &http.Request{
-		Method: http.MethodGet,
-		URL:    &url.URL{Path: "/" + s.bucket, RawQuery: "versioning="},
-		Header: make(http.Header),
-	}
-
-	resp, err := s.send(req.WithContext(ctx))
+	resp, err := s.send(s.aboutBucket(ctx, http.MethodGet, "versioning="))
 	if stored.StatusOf(err) == http.StatusNotImplemented {
 		return false, nil
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"sync"
 	"sync/atomic"
 
@@ -17,7 +18,13 @@ import (
 // templateKeys opens the keys of a template. All of them share a login and
 // connections, so a key that is open costs only memory.
 type templateKeys struct {
-	open atomic.Pointer[openFunc]
+	current atomic.Pointer[templateSource]
+}
+
+// templateSource opens the keys of a template with its current settings.
+type templateSource struct {
+	config config.Key
+	open   openFunc
 }
 
 // openFunc opens the key with an id. Each call makes one attempt.
@@ -52,8 +59,15 @@ func buildShared(ctx context.Context, k config.Key, report kms.Report) (openFunc
 	}
 }
 
-// putTemplate makes a template.
-func (b *backend) putTemplate(ctx context.Context, key *keyring.Key, k config.Key) error {
+// prepareTemplate prepares a template. If only the way to its keys has changed,
+// the keys that are open remain so, and reopenTemplates opens them again.
+func (b *backend) prepareTemplate(ctx context.Context, c *keyChange, key *keyring.Key, k config.Key) error {
+	held := b.held[k.Name]
+	if held != nil && held.family != nil && reflect.DeepEqual(held.config, k) {
+		c.held[k.Name], key.Template = held, held.entry
+		return nil
+	}
+
 	text, err := keytemplate.Parse(k.Template())
 	if err != nil {
 		return fmt.Errorf("key %s: %w", k.Name, err)
@@ -63,28 +77,32 @@ func (b *backend) putTemplate(ctx context.Context, key *keyring.Key, k config.Ke
 		return fmt.Errorf("key %s: %w", k.Name, err)
 	}
 
-	keys := &templateKeys{}
-	keys.open.Store(&open)
-	if b.shared == nil {
-		b.shared = make(map[string]*templateKeys)
+	source := &templateSource{k, open}
+	next := &heldKey{config: k, shared: shared, family: &templateKeys{}}
+	if held != nil && held.family != nil && sameKMSKey(held.config, k) {
+		next.family, next.entry = held.family, held.entry
+		c.switched = append(c.switched, func() { next.family.current.Store(source) })
+	} else {
+		next.family.current.Store(source)
+		next.entry = &keyring.Template{Text: text, Open: b.openOf(next.family)}
 	}
-	b.shared[k.Name] = keys
-	b.opened = append(b.opened, openKey{k.Name, shared})
-
-	key.Template = &keyring.Template{
-		Text: text,
-		Open: func(ctx context.Context, name, id string) (keyring.TenantKey, error) {
-			w, err := (*keys.open.Load())(ctx, id)
-			if err != nil {
-				return keyring.TenantKey{}, err
-			}
-			state := &breakerState{gauge: b.metrics.Breaker(b.observer.labelOf(name)).Add}
-			return keyring.TenantKey{
-				Wrapper: b.limited(k.Expanded(name, id), w, state.add), Probe: w, Close: state.close,
-			}, nil
-		},
-	}
+	c.held[k.Name], key.Template = next, next.entry
 	return nil
+}
+
+// openOf returns what opens the keys of a template.
+func (b *backend) openOf(keys *templateKeys) func(ctx context.Context, name, id string) (keyring.TenantKey, error) {
+	return func(ctx context.Context, name, id string) (keyring.TenantKey, error) {
+		source := keys.current.Load()
+		w, err := source.open(ctx, id)
+		if err != nil {
+			return keyring.TenantKey{}, err
+		}
+		state := &breakerState{gauge: b.metrics.Breaker(b.observer.labelOf(name)).Add}
+		k := source.config
+		limited := b.limitedTo(b.limitsOf(b.current().KMS, k.Expanded(name, id)), w, state.add)
+		return keyring.TenantKey{Wrapper: limited, Probe: w, Close: state.close}, nil
+	}
 }
 
 // breakerState counts the circuit breaker of a tenant's key in a gauge that
@@ -107,27 +125,48 @@ func (s *breakerState) add(n float64) {
 }
 
 func (s *breakerState) close() {
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = true
-	s.gauge(-s.open)
+	if !s.closed {
+		s.closed = true
+		s.gauge(-s.open)
+	}
 }
 
-// reopenTemplate makes a template use a new secret. If that fails, the old one
-// remains in use.
-func (b *backend) reopenTemplate(ctx context.Context, k config.Key) {
-	log := b.log.With(zap.String("kms_key_name", k.Name))
-	open, shared, err := buildShared(ctx, k, b.reportReread(k))
-	if err != nil {
-		log.Error("opening a key with its new secret failed; keeping the old one", zap.Error(err))
-		return
+// changedTemplates returns the templates whose open keys should be opened again,
+// because the way to them or their limits have changed.
+func (b *backend) changedTemplates(before map[string]*heldKey, limits config.KMS) (names []string) {
+	for name, now := range b.held {
+		old := before[name]
+		if old == nil || old.family == nil || now.family != old.family {
+			continue
+		}
+		if now != old || limits != b.current().KMS {
+			names = append(names, name)
+		}
 	}
+	return names
+}
 
-	b.shared[k.Name].open.Store(&open)
-	b.keep(ctx, openKey{k.Name, shared})
-	if err := b.keys.Reopen(ctx, k.Name); err != nil {
-		log.Error("opening the key of a tenant with the new secret failed; keeping the old one", zap.Error(err))
-		return
+// reopenTemplates opens the open keys of templates again.
+func (b *backend) reopenTemplates(ctx context.Context, names []string) {
+	for _, name := range names {
+		log := b.log.With(zap.String("kms_key_name", name))
+		if err := b.keys.Reopen(ctx, name); err != nil {
+			log.Error("opening the key of a tenant with the new settings failed; keeping the old ones", zap.Error(err))
+			continue
+		}
+		log.Info("the open keys of the template use the new settings")
 	}
-	log.Info("key opened with its new secret")
+}
+
+// isTemplate reports whether the name is that of a template.
+func (b *backend) isTemplate(name string) bool {
+	b.holding.Lock()
+	defer b.holding.Unlock()
+	h := b.held[name]
+	return h != nil && h.family != nil
 }

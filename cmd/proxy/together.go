@@ -14,37 +14,26 @@ import (
 // memberKey is a key that other keys consist of: for calls, and for probes.
 type memberKey struct{ calls, probes kms.Member }
 
+// open makes the key that consists of others use an open key.
+func (m *memberKey) open(h *heldKey) {
+	if m != nil {
+		m.calls.Open(h.limited)
+		m.probes.Open(h.raw)
+	}
+}
+
 // newMembers prepares the members of all keys that consist of others. They
 // may be opened later.
-func (b *backend) newMembers() {
-	b.members = make(map[string]*memberKey)
-	for _, k := range b.cfg.Keys {
+func newMembers(keys []config.Key) map[string]*memberKey {
+	members := make(map[string]*memberKey)
+	for _, k := range keys {
 		for _, name := range k.Members {
-			if b.members[name] == nil {
-				b.members[name] = &memberKey{calls: kms.Member{Name: name}, probes: kms.Member{Name: name}}
+			if members[name] == nil {
+				members[name] = &memberKey{calls: kms.Member{Name: name}, probes: kms.Member{Name: name}}
 			}
 		}
 	}
-}
-
-// ready prepares an open key for use: with limits, as a member of others, and
-// with its recovery key.
-func (b *backend) ready(k config.Key, w kms.Wrapper) (calls, probes kms.Wrapper, err error) {
-	limited := b.withLimits(k, w)
-	if m := b.members[k.Name]; m != nil {
-		m.calls.Open(limited)
-		m.probes.Open(w)
-	}
-	return recoverable(k, limited, w)
-}
-
-// provide puts an open key into the keyring.
-func (b *backend) provide(k config.Key, w kms.Wrapper) error {
-	calls, probes, err := b.ready(k, w)
-	if err != nil {
-		return err
-	}
-	return b.keys.Provide(k.Name, calls, probes)
+	return members
 }
 
 // recoverable adds the recovery key, if there is one.
@@ -59,12 +48,12 @@ func recoverable(k config.Key, calls, probes kms.Wrapper) (kms.Wrapper, kms.Wrap
 	return kms.Recoverable(calls, recovery), kms.Recoverable(probes, recovery), nil
 }
 
-// putTogether makes a key that consists of others.
-func (b *backend) putTogether(_ context.Context, key *keyring.Key, k config.Key) (err error) {
+// prepareTogether prepares a key that consists of others.
+func (b *backend) prepareTogether(c *keyChange, key *keyring.Key, k config.Key) (err error) {
 	calls := kms.MembersConfig{ID: togetherID(k), Missing: func(member, op string, _ error) {
-		b.metrics.MemberMissing(b.observer.label[k.Name], b.observer.label[member], op)
+		b.metrics.MemberMissing(b.observer.labelOf(k.Name), b.observer.labelOf(member), op)
 	}}
-	for _, member := range b.cfg.Keys {
+	for _, member := range c.cfg.Keys {
 		if slices.Contains(k.Members, member.Name) {
 			key.Timeout = max(key.Timeout, kms.AttemptsPerCall*member.Timeout)
 			key.ProbeTimeout = max(key.ProbeTimeout, member.Timeout)
@@ -75,8 +64,8 @@ func (b *backend) putTogether(_ context.Context, key *keyring.Key, k config.Key)
 	// a KMS that is slower than the others would never be heard.
 	probes := kms.MembersConfig{ID: calls.ID, Grace: key.ProbeTimeout}
 	for _, name := range k.Members {
-		calls.Members = append(calls.Members, &b.members[name].calls)
-		probes.Members = append(probes.Members, &b.members[name].probes)
+		calls.Members = append(calls.Members, &c.members[name].calls)
+		probes.Members = append(probes.Members, &c.members[name].probes)
 	}
 
 	of := kms.AllOf
@@ -84,6 +73,7 @@ func (b *backend) putTogether(_ context.Context, key *keyring.Key, k config.Key)
 		of = kms.AnyOf
 	}
 	key.Wrapper, key.Probe, err = recoverable(k, of(calls), of(probes))
+	c.held[k.Name] = &heldKey{config: k}
 	return err
 }
 

@@ -36,11 +36,12 @@ func TestProbesWaitForASlowNo(t *testing.T) {
 	cfg.Keys = append(cfg.Keys, config.Key{Name: "any", Provider: config.AnyOf, Members: []string{"fast", "slow"}})
 
 	b := &backend{cfg: cfg, log: zap.NewNop(), metrics: metrics.New()}
-	b.observer = &keyObserver{log: b.log, metrics: b.metrics, label: b.keyLabels()}
-	keys, err := b.keyringKeys(t.Context())
+	b.observer = &keyObserver{log: b.log, metrics: b.metrics}
+	change, err := b.prepareKeys(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	keys := change.keys
 	ec := kmstest.Context("b", "k")
 	blob, err := keys[2].Wrapper.Wrap(t.Context(), kmstest.NewDEK(), ec)
 	if err != nil {

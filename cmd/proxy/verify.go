@@ -26,7 +26,7 @@ func verifyCommand() *cobra.Command {
 	path := configFlag(c)
 
 	flags := c.Flags()
-	format := flags.String("format", "table", "table, csv (RFC 4180), or json (one object per line)")
+	flags.StringVar(&v.format, "format", "table", "table, csv (RFC 4180), or json (one object per line)")
 	flags.BoolVar(
 		&v.old,
 		"versions",
@@ -45,11 +45,14 @@ func verifyCommand() *cobra.Command {
 		}
 		defer v.close()
 
-		v.out = v.progress
-		if v.faults, err = newFaultWriter(*format, c.OutOrStdout(), v.progress); err != nil {
+		v.command, v.at.versions = c, v.old
+		out := v.withProgress(c.OutOrStdout())
+		if v.faults, err = newFaultWriter(v.format, out, v.progress); err != nil {
 			return err
 		}
-		return v.run(c.Context())
+		ctx, stop := v.begin(c.Context())
+		defer stop()
+		return v.run(ctx)
 	}
 
 	return c
@@ -85,23 +88,22 @@ func (v *verifyRun) run(ctx context.Context) error {
 		AllowPlaintext: func(obj crypt.Object) bool { return v.keys.AllowPlaintext(obj, v.client) },
 	})
 	names, totals := v.keyNames(), newFaultTotals()
-	var written error
 	do := func(ctx context.Context, e stored.Entry) walk.Result { return verifier.Verify(ctx, v.bucket, e) }
 
 	err = v.walk(ctx, walk.State{Command: "verify"}, v.list, do, func(r walk.Result) {
 		totals.add(r)
 		if r.Outcome == walk.Failed {
-			written = errors.Join(written, v.faults.row(faultOf(r, names)))
+			v.wrote(v.faults.row(faultOf(r, names)))
 		}
 	})
-	if err := errors.Join(err, written, v.faults.end(totals)); err != nil {
-		return err
-	}
+	totals.ending = endingOf(err, v.at.after)
+	v.wrote(v.faults.end(totals))
 
-	if failed := v.counts[walk.Failed]; failed > 0 {
-		return fmt.Errorf("%d objects failed verification", failed)
+	var failed error
+	if n := v.counts[walk.Failed]; n > 0 {
+		failed = fmt.Errorf("%d objects failed verification", n)
 	}
-	return nil
+	return errors.Join(err, v.written, failed)
 }
 
 // opener returns what opens data keys: the keys of the configuration, or the

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -59,6 +60,7 @@ type faultTotals struct {
 	// By id of a recovery key, the verified objects that it opens; "-" has
 	// those that none opens.
 	Recovery map[string]int64 `json:"recovery"`
+	ending
 }
 
 func newFaultTotals() *faultTotals {
@@ -109,6 +111,11 @@ func (t *faultTotals) print(w io.Writer) error {
 		}
 	}
 
+	return errors.Join(t.printRecovery(w), t.ending.print(w))
+}
+
+// printRecovery prints which recovery keys open the objects.
+func (t *faultTotals) printRecovery(w io.Writer) error {
 	if t.Recovery[noRecovery] == t.Verified { // the feature is not used
 		return nil
 	}

@@ -16,10 +16,6 @@ find_python() {
 }
 
 if ! find_python >/dev/null; then
-  echo "decrypt: installing Debian packages: python3 python3-cryptography"
-  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
-  "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends python3 python3-cryptography >/dev/null
+  "$here/../../internal/tools/packages.sh" python3 python3-cryptography
 fi
 exec "$(find_python)" -m unittest discover -s "$here" -p 'test_*.py' "$@"

@@ -2,10 +2,18 @@
 # Builds the Debian package for this machine's architecture:
 #
 #   build.sh VERSION DIR
+#
+# Its maintainer is who builds it: DEBFULLNAME and DEBEMAIL, as in Debian's own
+# tools, or else the identity of git.
 set -euo pipefail
 version=$1 out=$(realpath "$2")
 cd "$(dirname "$0")/../.."
 . deploy/tools.sh
+name=${DEBFULLNAME:-$(git config user.name || true)} address=${DEBEMAIL:-$(git config user.email || true)}
+if [ -z "$name" ] || [ -z "$address" ]; then
+  echo "build.sh: a package names its maintainer: set DEBFULLNAME and DEBEMAIL to your name and address" >&2
+  exit 1
+fi
 tool nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm github.com/goreleaser/nfpm/v2 v2.45.1
 
 root=$work/deb
@@ -23,6 +31,6 @@ cmekproxy ($version-1) unstable; urgency=medium
 
   * See https://github.com/cmekproxy/cmekproxy/blob/v$version/CHANGELOG.md
 
- -- cmekproxy maintainers <cmekproxy@users.noreply.github.com>  $(date -Rud "@$SOURCE_DATE_EPOCH")
+ -- $name <$address>  $(date -Rud "@$SOURCE_DATE_EPOCH")
 END
-ROOT=$root ARCH=$(go env GOARCH) VERSION=$version "$bin/nfpm" package --config deploy/deb/nfpm.yaml --packager deb --target "$out"
+ROOT=$root MAINTAINER="$name <$address>" ARCH=$(go env GOARCH) VERSION=$version "$bin/nfpm" package --config deploy/deb/nfpm.yaml --packager deb --target "$out"

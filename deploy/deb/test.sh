@@ -5,13 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/tools.sh
 
-if ! command -v lintian >/dev/null || ! command -v systemd-analyze >/dev/null || ! command -v man >/dev/null; then
-  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
-  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
-  "${apt[@]}" update
-  "${apt[@]}" install -y --no-install-recommends lintian systemd man-db >/dev/null
-fi
+internal/tools/packages.sh lintian systemd man-db
 
+export DEBFULLNAME='A Maintainer' DEBEMAIL=maintainer@packages.test
+refused "a package without a maintainer" env -u DEBFULLNAME -u DEBEMAIL GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null \
+  GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=user.name GIT_CONFIG_VALUE_0= GIT_CONFIG_KEY_1=user.email GIT_CONFIG_VALUE_1= \
+  deploy/deb/build.sh 0.1.0 "$work"
 for build in 1 2; do
   rm -rf "$work/deb-$build"
   mkdir -p "$work/deb-$build"
@@ -21,6 +20,7 @@ cmp "$work"/deb-[12]/*.deb
 deb=$(echo "$work"/deb-1/*.deb)
 check() { lintian --allow-root --fail-on error,warning,info --tag-display-limit 0 "$1"; }
 check "$deb"
+[ "$(dpkg-deb --field "$deb" Maintainer)" = 'A Maintainer <maintainer@packages.test>' ]
 rm -rf "$work/deb-wrong"
 dpkg-deb --raw-extract "$deb" "$work/deb-wrong"
 rm "$work/deb-wrong/usr/share/doc/cmekproxy/copyright"

@@ -43,17 +43,30 @@ for text in eks.amazonaws.com/role-arn: 'memory: 1800Mi' 'secretName: s3-cmekpro
   grep -qF "$text" "$work/helm-full.yaml" || { echo "deploy: full makes no $text"; exit 1; }
 done
 
-# Alert rules from a file.
-sed -n '/^  groups:/,/^[a-z]/p' "$values/full.yaml" | sed '/^[a-z]/d; s/^  //; s/KeyRevoked/FromFile/' >"$work/rules.yaml"
-rule() { render "$values/full.yaml" --set prometheusRule.groups=null --set-file "prometheusRule.file=$1"; }
+# Alert rules of the chart, which are those of deploy/prometheus, also in a package;
+# and from a file, and from the values.
+alerts=deploy/prometheus/alerts.yaml
+count() { grep -cE '^ *- alert: ' "$1"; }
+"$bin/helm" package --destination "$work" "$chart" >/dev/null
+helm template s3 "$work"/cmekproxy-*.tgz --namespace storage --values "$values/full.yaml" >"$work/helm-package.yaml"
+for made in full package; do
+  [ "$(count "$work/helm-$made.yaml")" = "$(count $alerts)" ] || { echo "deploy: the alerts of $made are not all of $alerts"; exit 1; }
+done
+sed 's/CmekproxyKeyRevoked/CmekproxyFromFile/' $alerts >"$work/rules.yaml"
+rule() { render "$values/full.yaml" --set-file "prometheusRule.file=$1"; }
 rule "$work/rules.yaml" >"$work/helm-rules.yaml"
 conform "$work/helm-rules.yaml"
 grep -qF 'alert: CmekproxyFromFile' "$work/helm-rules.yaml" || { echo "deploy: the file of rules is not used"; exit 1; }
+render "$values/full.yaml" --set 'prometheusRule.groups[0].name=mine' >"$work/helm-rules.yaml"
+if grep -qF 'alert: ' "$work/helm-rules.yaml" || ! grep -qF 'name: mine' "$work/helm-rules.yaml"; then
+  echo "deploy: the groups of the values are not used"
+  exit 1
+fi
 refused "a file without rules" rule LICENSE
 
 refused "no configuration" helm template s3 "$chart"
 for wrong in replica=3 config.listen=0.0.0.0:1 config.limits.shutdown_grace=1s tls.certManager.enabled=true \
-  prometheusRule.enabled=true memoryMiB=64 service.type=Other networkPolicy.clients=null \
+  prometheusRule.rules=1 memoryMiB=64 service.type=Other networkPolicy.clients=null \
   shutdownDelaySeconds=61; do
   refused "$wrong" render "$values/small.yaml" --set "$wrong"
 done
@@ -61,5 +74,4 @@ sed 's/seccompProfile/secompProfile/' "$work/helm-full.yaml" >"$work/wrong.yaml"
 refused "a misspelt field" conform "$work/wrong.yaml"
 sed 's/issuerRef:/issuer:/' "$work/helm-full.yaml" >"$work/wrong.yaml"
 refused "a misspelt field of cert-manager" conform "$work/wrong.yaml"
-"$bin/helm" package --destination "$work" "$chart"
 echo "deploy/helm: all valid"

@@ -10,7 +10,7 @@ import (
 // credentials. It is safe for concurrent use.
 type Directory struct {
 	current  atomic.Pointer[clients]
-	sessions *Sessions // nil for none
+	sessions atomic.Pointer[Sessions] // nil for none
 }
 
 // clients is an immutable set of clients.
@@ -43,15 +43,18 @@ func (d *Directory) Replace(list []Client) error {
 	return nil
 }
 
-// UseSessions sets the source of temporary credentials. Call it before the
-// first request.
-func (d *Directory) UseSessions(s *Sessions) { d.sessions = s }
+// UseSessions sets the source of temporary credentials for subsequent requests;
+// nil for none.
+func (d *Directory) UseSessions(s *Sessions) { d.sessions.Store(s) }
+
+// CurrentSessions returns the source of temporary credentials; nil for none.
+func (d *Directory) CurrentSessions() *Sessions { return d.sessions.Load() }
 
 // CheckSessions reloads the temporary credentials now if their file has
 // changed. Errors are reported as usual.
 func (d *Directory) CheckSessions() {
-	if d.sessions != nil {
-		_ = d.sessions.file.Check()
+	if s := d.sessions.Load(); s != nil {
+		_ = s.file.Check()
 	}
 }
 
@@ -63,8 +66,8 @@ func (d *Directory) Clients() int { return len(d.current.Load().byName) }
 // with another client's grants.
 func (d *Directory) Now() View {
 	v := View{clients: d.current.Load()}
-	if d.sessions != nil {
-		v.sessions = d.sessions.now()
+	if s := d.sessions.Load(); s != nil {
+		v.sessions = s.now()
 	}
 	return v
 }

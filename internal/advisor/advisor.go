@@ -36,6 +36,7 @@
 package advisor
 
 import (
+	"cmp"
 	"hash/maphash"
 	"math/bits"
 	"sync"
@@ -83,6 +84,7 @@ type Recorder struct {
 	cfg   Config
 	start time.Time
 	hash  func(id [32]byte) uint64
+	price atomic.Pointer[price]
 
 	// Counts of all blobs, not only of the sample.
 	accesses, creates atomic.Uint64
@@ -112,16 +114,6 @@ func New(cfg Config) *Recorder {
 		cfg.ProbesPerSecond = func() float64 { return 0 }
 	}
 
-	switch {
-	case cfg.PricePer10000 == 0:
-		cfg.PricePer10000 = DefaultPricePer10000
-	case cfg.PricePer10000 < 0:
-		cfg.PricePer10000 = 0
-	}
-
-	if cfg.Currency == "" {
-		cfg.Currency = DefaultCurrency
-	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -133,6 +125,7 @@ func New(cfg Config) *Recorder {
 		hash:   func(id [32]byte) uint64 { return maphash.Comparable(seed, id) },
 		sample: newSample(cfg.Life),
 	}
+	r.SetPrice(cfg.PricePer10000, cfg.Currency)
 
 	r.SetTTL(cfg.TTL)
 	return r
@@ -183,6 +176,20 @@ func (r *Recorder) Released(id [32]byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sample.release(h, r.advance())
+}
+
+// SetPrice changes Config.PricePer10000 and Config.Currency.
+func (r *Recorder) SetPrice(per10000 float64, currency string) {
+	if per10000 == 0 {
+		per10000 = DefaultPricePer10000
+	}
+	r.price.Store(&price{max(per10000, 0), cmp.Or(currency, DefaultCurrency)})
+}
+
+// price is the price of 10,000 calls.
+type price struct {
+	per10000 float64
+	currency string
 }
 
 // SetTTL changes the current TTL. If it is not in the list, its simulation

@@ -41,10 +41,11 @@ type Row struct {
 
 // Report returns the current estimates.
 func (r *Recorder) Report() Report {
+	price := r.price.Load()
 	rep := Report{
 		ProbesPerSecond: r.cfg.ProbesPerSecond(),
-		PricePer10000:   r.cfg.PricePer10000,
-		Currency:        r.cfg.Currency,
+		PricePer10000:   price.per10000,
+		Currency:        price.currency,
 	}
 
 	r.measure(&rep)

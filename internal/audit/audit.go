@@ -38,6 +38,7 @@ type Record struct {
 	Session   string `json:"session,omitempty"` // access key of temporary credentials
 	Remote    string `json:"remote,omitempty"`  // address of the client
 	RequestID string `json:"request_id,omitempty"`
+	TraceID   string `json:"trace_id,omitempty"`  // in hexadecimal
 	Operation string `json:"operation,omitempty"` // S3 operation, or what else caused the event
 	Bucket    string `json:"bucket,omitempty"`
 	Key       string `json:"key,omitempty"` // object key

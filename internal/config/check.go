@@ -61,7 +61,10 @@ func (d *decoder) checkServer(c *Config) {
 	d.checkClients(c.Clients)
 	d.checkRuleClients(c)
 	d.checkOutageWait(c)
+	d.checkLog(&c.Log)
 	d.checkAudit(&c.Audit)
+	d.checkTracing(&c.Tracing)
+	d.checkMetrics(&c.Metrics)
 
 	d.checkLimits(&c.Limits)
 }
@@ -660,6 +663,12 @@ func (d *decoder) checkKMS(k *KMS) {
 
 var currencyForm = regexp.MustCompile(`^[\p{L}\p{Sc}]{1,8}$`)
 
+func (d *decoder) checkLog(l *Log) {
+	if _, ok := l.AccessEvery(); !ok {
+		d.fail(&l.Access, "log.access must be on, off, or a number from 2 to 1000000, which logs one in so many")
+	}
+}
+
 func (d *decoder) checkAudit(a *Audit) {
 	if a.File != "" && a.Stdout {
 		d.fail(&a.Stdout, "audit.stdout and audit.file cannot both be set")
@@ -673,6 +682,18 @@ func (d *decoder) checkAudit(a *Audit) {
 	}
 	if a.MaxFiles < 0 || a.MaxFiles > 100_000 {
 		d.fail(&a.MaxFiles, "audit.max_files must be from 0 to 100000; 0 means all")
+	}
+}
+
+// maxNames limits series: each client and bucket has six.
+const maxNames = 10_000
+
+func (d *decoder) checkMetrics(m *Metrics) {
+	if m.Clients < 0 || m.Clients > maxNames {
+		d.fail(&m.Clients, "metrics.clients must be from 0 to %d; 0 means no counters by client", maxNames)
+	}
+	if m.Buckets < 0 || m.Buckets > maxNames {
+		d.fail(&m.Buckets, "metrics.buckets must be from 0 to %d; 0 means no counters by bucket", maxNames)
 	}
 }
 

@@ -458,6 +458,13 @@ func TestRangeErrors(t *testing.T) {
 			},
 		},
 		{
+			"metrics", "", "metrics: {clients: -1, buckets: 10001}\n",
+			[]string{
+				`19:20: metrics.clients must be from 0 to 10000; 0 means no counters by client`,
+				`19:33: metrics.buckets must be from 0 to 10000; 0 means no counters by bucket`,
+			},
+		},
+		{
 			"an audit log that is no path", "", "audit: {file: [a]}\n",
 			[]string{`19:15: audit.file must be a string, not a list`},
 		},

@@ -20,7 +20,10 @@
 //	check.go       checks of the values
 //	template.go    keys that are templates
 //	tenant.go      files of tenants
+//	changes.go     what differs between two configurations
 //	address.go     checks of addresses and URLs
+//	health.go      the address of health checks, without the rest
+//	tracing.go     checks of the receiver of spans
 //	errors.go      Error, and suggestions for misspelled names
 //	words.go       struct tags, and words for errors
 package config

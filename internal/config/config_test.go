@@ -98,8 +98,9 @@ func TestDefaults(t *testing.T) {
 			MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, MaxOpenKeys: 1000,
 			PricePer10000: 0.03, Currency: "USD",
 		},
-		Audit: config.Audit{MaxSizeMB: 100},
-		Log:   config.Log{Level: "info"},
+		Audit:   config.Audit{MaxSizeMB: 100},
+		Tracing: config.Tracing{SamplingRatio: 0.01, ServiceName: "cmekproxy"},
+		Log:     config.Log{Level: "info", Access: "on"},
 		Limits: config.Limits{
 			HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 			MaxConcurrentRequests: 1024, MaxConnections: 4096, MinBytesPerSecond: 1024, ShutdownGrace: 30 * time.Second,

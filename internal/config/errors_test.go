@@ -51,7 +51,8 @@ func checkErrors(t *testing.T, text string, want []string) {
 
 func TestStructureErrors(t *testing.T) {
 	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domain, domains, tls, origin, " +
-		"clients, session_credentials_file, tenants_dir, keys, encryption, dek_cache, kms, log, audit, limits"
+		"clients, session_credentials_file, tenants_dir, keys, encryption, dek_cache, kms, log, audit, tracing, metrics, " +
+		"reload_on_change, limits"
 	runErrors(t, []errorCase{
 		{"unknown key", "listen:", "lissten:", []string{
 			`1:1: unknown key "lissten" in the file (did you mean "listen"?)`,

@@ -21,6 +21,7 @@ func TestExampleFile(t *testing.T) {
 		"APP_ACCESS_KEY": "AKAPP", "APP_SECRET_KEY": "app-secret",
 		"REPORTS_ACCESS_KEY": "AKREPORTS", "REPORTS_SECRET_KEY": "reports-secret",
 		"VAULT_SECRET_ID": "vault-secret-id", "VAULT_TOKEN": "vault-token", "HSM_PIN": "1234",
+		"OTLP_AUTHORIZATION":    "Bearer otlp-token",
 		"CMEKPROXY_ADMIN_TOKEN": "an-admin-token-of-24-char",
 	}))
 	if err != nil {
@@ -29,8 +30,9 @@ func TestExampleFile(t *testing.T) {
 
 	// The defaults shown in the file must be the real defaults.
 	plain := parse(t, base)
+	c.Tracing.Headers = nil // shown, but not the default
 	if c.AdminListen != plain.AdminListen || c.DEKCache != plain.DEKCache || c.KMS != plain.KMS ||
-		c.Log != plain.Log || c.Audit != plain.Audit || c.Limits != plain.Limits ||
+		c.Log != plain.Log || c.Audit != plain.Audit || !reflect.DeepEqual(c.Tracing, plain.Tracing) || c.Limits != plain.Limits ||
 		c.Origin.PathStyle != plain.Origin.PathStyle || c.Origin.ConnectTimeout != plain.Origin.ConnectTimeout ||
 		c.Origin.ResponseTimeout != plain.Origin.ResponseTimeout ||
 		c.Origin.IdleTimeout != plain.Origin.IdleTimeout ||

@@ -66,8 +66,8 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []st
 	}
 
 	quoted := n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0
-	if quoted && text == n.Value && (v.Kind() == reflect.Int || v.Kind() == reflect.Float64 ||
-		v.Kind() == reflect.Bool) {
+	if quoted && text == n.Value && v.Type() != durationType && v.Type() != bytesType &&
+		(v.CanInt() || v.Kind() == reflect.Float64 || v.Kind() == reflect.Bool) {
 		d.fail(field, "%s must be %s, not a string", path, wanted(v, values))
 		return
 	}
@@ -88,9 +88,9 @@ func set(v reflect.Value, text string, values []string) error {
 		number, err := parseBytes(text)
 		v.SetInt(int64(number))
 		return err
-	case v.Kind() == reflect.Int:
-		number, err := strconv.Atoi(text)
-		v.SetInt(int64(number))
+	case v.CanInt():
+		number, err := strconv.ParseInt(text, 10, v.Type().Bits())
+		v.SetInt(number)
 		return err
 	case v.Kind() == reflect.Float64:
 		number, err := strconv.ParseFloat(text, 64)
@@ -120,7 +120,7 @@ func wanted(v reflect.Value, values []string) string {
 		return "a duration such as 90s, 5m or 1h30m"
 	case v.Type() == bytesType:
 		return "a number of bytes such as 512MiB or 2GiB"
-	case v.Kind() == reflect.Int:
+	case v.CanInt():
 		return "a whole number"
 	case v.Kind() == reflect.Float64:
 		return "a number"

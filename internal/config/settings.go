@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
@@ -11,55 +12,66 @@ import (
 // values. Settings with config tag "required" must be present and not
 // empty; other settings default to the values in defaults. Settings with
 // scope tag "server" concern only the server, and ParseOffline skips them.
+//
+// The reload tag says whether a reload applies a change ("live"), or whether it
+// needs a restart ("restart"). A struct's tag is for all settings in it that
+// have none. See Compare.
 type Config struct {
 	// Listen is the address of the S3 port, as HOST:PORT. An empty host
 	// means all interfaces.
-	Listen string `yaml:"listen" scope:"server" config:"required"`
+	Listen string `yaml:"listen" scope:"server" config:"required" reload:"restart"`
 	// AdminListen is the address of /admin, as HOST:PORT. It also serves
 	// /healthz, /readyz and /metrics unless these have other addresses.
 	// Default 127.0.0.1:9001.
-	AdminListen string `yaml:"admin_listen" scope:"server"`
+	AdminListen string `yaml:"admin_listen" scope:"server" reload:"restart"`
 	// HealthListen is the address of /healthz and /readyz, and
 	// MetricsListen that of /metrics. Empty means AdminListen. They may be
 	// equal.
-	HealthListen  string `yaml:"health_listen" scope:"server"`
-	MetricsListen string `yaml:"metrics_listen" scope:"server"`
+	HealthListen  string `yaml:"health_listen" scope:"server" reload:"restart"`
+	MetricsListen string `yaml:"metrics_listen" scope:"server" reload:"restart"`
 	// AdminToken is the bearer token for requests to /admin. At least 16
 	// characters. If empty, /admin accepts requests from loopback only.
-	AdminToken Secret `yaml:"admin_token" scope:"server"`
+	AdminToken Secret `yaml:"admin_token" scope:"server" reload:"live"`
 	// Domain is a single entry of Domains, for configurations with only one.
-	Domain string `yaml:"domain" scope:"server"`
+	Domain string `yaml:"domain" scope:"server" reload:"live"`
 	// Domains are the base domains of virtual-host-style requests. With
 	// s3.example.com, a request to photos.s3.example.com is for the bucket
 	// photos. If empty, only path-style requests are supported.
-	Domains []string `yaml:"domains" scope:"server"`
+	Domains []string `yaml:"domains" scope:"server" reload:"live"`
 	// TLS enables TLS on the S3 port. Without it, the port uses plain HTTP.
-	TLS TLS `yaml:"tls" scope:"server"`
+	TLS TLS `yaml:"tls" scope:"server" reload:"live"`
 	// Origin is the store behind the proxy.
-	Origin Origin `yaml:"origin" config:"required"`
+	Origin Origin `yaml:"origin" config:"required" reload:"restart"`
 	// Clients lists who may use the proxy. At least one without TenantsDir.
-	Clients []Client `yaml:"clients" scope:"server"`
+	Clients []Client `yaml:"clients" scope:"server" reload:"live"`
 	// SessionCredentialsFile is a JSON file with temporary credentials for
 	// Clients. It is reloaded when it changes. Empty means none.
-	SessionCredentialsFile string `yaml:"session_credentials_file" scope:"server"`
+	SessionCredentialsFile string `yaml:"session_credentials_file" scope:"server" reload:"live"`
 	// TenantsDir is a directory with a file for each tenant, NAME.yaml; see
 	// Tenant. It is read again when it changes. Empty means none.
-	TenantsDir string `yaml:"tenants_dir"`
+	TenantsDir string `yaml:"tenants_dir" reload:"restart"`
 	// Keys are the KMS keys for use in rules. At least one without
 	// TenantsDir.
-	Keys []Key `yaml:"keys"`
+	Keys []Key `yaml:"keys" reload:"live"`
 	// Encryption determines which key protects which object.
 	Encryption Encryption `yaml:"encryption" config:"required"`
 	// DEKCache limits how long an unwrapped data key (DEK) may be used.
-	DEKCache DEKCache `yaml:"dek_cache"`
+	DEKCache DEKCache `yaml:"dek_cache" reload:"live"`
 	// KMS limits the calls to a KMS.
-	KMS KMS `yaml:"kms"`
+	KMS KMS `yaml:"kms" reload:"live"`
 	// Log configures logging.
-	Log Log `yaml:"log" scope:"server"`
+	Log Log `yaml:"log" scope:"server" reload:"live"`
 	// Audit configures the audit log. Without it, there is no audit log.
-	Audit Audit `yaml:"audit" scope:"server"`
+	Audit Audit `yaml:"audit" scope:"server" reload:"live"`
+	// Tracing sends spans to a receiver. Without it, there is no tracing.
+	Tracing Tracing `yaml:"tracing" scope:"server" reload:"restart"`
+	// Metrics adds metrics whose number depends on the load.
+	Metrics Metrics `yaml:"metrics" scope:"server" reload:"restart"`
+	// ReloadOnChange reloads the file when its content changes, as SIGHUP does.
+	// Default false.
+	ReloadOnChange bool `yaml:"reload_on_change" scope:"server" reload:"live"`
 	// Limits protect the proxy from its clients.
-	Limits Limits `yaml:"limits" scope:"server"`
+	Limits Limits `yaml:"limits" scope:"server" reload:"live"`
 }
 
 // TLS is the certificate of the S3 port. If all paths are empty, TLS is
@@ -88,8 +100,8 @@ type Origin struct {
 	// AccessKey and SecretKey are the proxy's credentials for the store.
 	// Set both or neither. Without them, the AWS SDK's default credential
 	// chain is used.
-	AccessKey string `yaml:"access_key"`
-	SecretKey Secret `yaml:"secret_key"`
+	AccessKey string `yaml:"access_key" reload:"live"`
+	SecretKey Secret `yaml:"secret_key" reload:"live"`
 	// PathStyle puts the bucket in the path instead of the host name.
 	// Default true.
 	PathStyle bool `yaml:"path_style"`
@@ -354,22 +366,22 @@ var providerSettings = map[Provider]struct{ needs, takes []string }{
 type Encryption struct {
 	// Rules are tried in order, and the first match decides. A request
 	// without a match is refused.
-	Rules []Rule `yaml:"rules" config:"required"`
+	Rules []Rule `yaml:"rules" config:"required" reload:"live"`
 	// PlaintextObjects is the default for rules. Deny or Allow, default
 	// Deny.
-	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
+	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow" reload:"live"`
 	// CustomerKeys is the default for rules. Deny or Allow, default Deny.
-	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
+	CustomerKeys string `yaml:"customer_keys" values:"deny allow" reload:"live"`
 	// FormatVersion is the version of the object format that is written: 1
 	// or 2, default 2.
-	FormatVersion int `yaml:"format_version"`
+	FormatVersion int `yaml:"format_version" reload:"live"`
 	// VerifyHead makes HEAD verify an object's MAC even if that requires
 	// asking the KMS. Default false: the MAC is verified only if the key is
 	// cached.
-	VerifyHead bool `yaml:"verify_head"`
+	VerifyHead bool `yaml:"verify_head" reload:"live"`
 	// BucketDefaultsFile is the path of a file for the keys that clients
 	// choose for buckets. If empty, clients cannot choose.
-	BucketDefaultsFile string `yaml:"bucket_defaults_file"`
+	BucketDefaultsFile string `yaml:"bucket_defaults_file" reload:"restart"`
 }
 
 // Rule determines the key for some objects. Conditions that are not set
@@ -423,6 +435,12 @@ type DEKReuse struct {
 const (
 	Deny  = "deny"
 	Allow = "allow"
+)
+
+// The values of Log.Access.
+const (
+	On  = "on"
+	Off = "off"
 )
 
 // The values of Origin.ChecksumTrailer and Origin.ETagPartCount.
@@ -490,6 +508,23 @@ type Log struct {
 	// Level is the lowest level that is logged: debug, info, warn or error.
 	// Default info.
 	Level string `yaml:"level" values:"debug info warn error"`
+	// Access says which requests that succeed have a line in the log: On, Off,
+	// or one in this many, 2 to 1000000. Those that fail always have one.
+	// Default On.
+	Access string `yaml:"access"`
+}
+
+// AccessEvery returns Access as a number: one in so many requests that succeed
+// has a line, or none if it is 0.
+func (l *Log) AccessEvery() (n int, ok bool) {
+	switch l.Access {
+	case On, "":
+		return 1, true
+	case Off:
+		return 0, true
+	}
+	n, err := strconv.Atoi(l.Access)
+	return n, err == nil && n >= 2 && n <= 1_000_000
 }
 
 // Audit configures the audit log of each use of a key: a file, standard
@@ -512,11 +547,49 @@ type Audit struct {
 	MaxFiles int `yaml:"max_files"`
 }
 
+// Tracing sends spans to a receiver of OpenTelemetry. Environment variables
+// such as OTEL_EXPORTER_OTLP_ENDPOINT have no effect.
+type Tracing struct {
+	// Endpoint is the base URL of a receiver of OTLP over HTTP; spans go to
+	// /v1/traces below it. Empty, the default, turns tracing off.
+	Endpoint string `yaml:"endpoint"`
+	// Insecure allows an http:// URL on another machine. Default false.
+	Insecure bool `yaml:"insecure"`
+	// CAFile is a PEM file with the certificate authorities for the
+	// receiver. It is reloaded when it changes. Empty means those of the
+	// system.
+	CAFile string `yaml:"ca_file"`
+	// Headers are sent to the receiver. At most 20.
+	Headers []TracingHeader `yaml:"headers" reload:"live"`
+	// SamplingRatio is the part of the requests that is recorded: above 0,
+	// at most 1, default 0.01.
+	SamplingRatio float64 `yaml:"sampling_ratio"`
+	// ServiceName is the name of the service in spans. Default cmekproxy.
+	ServiceName string `yaml:"service_name"`
+	// ObjectKeys puts object keys into spans. Default false.
+	ObjectKeys bool `yaml:"object_keys"`
+}
+
+// TracingHeader is a header for the receiver.
+type TracingHeader struct {
+	Name  string `yaml:"name" config:"required"`
+	Value Secret `yaml:"value" config:"required"`
+}
+
+// Metrics adds metrics whose number depends on the load.
+type Metrics struct {
+	// Clients and Buckets are how many clients and buckets have their own
+	// counters of requests and bytes. Further ones share a label. 0 to
+	// 10000. 0, the default, means no such counters.
+	Clients int `yaml:"clients"`
+	Buckets int `yaml:"buckets"`
+}
+
 // Limits protect the proxy from its clients. None of them can be disabled.
 type Limits struct {
 	// HeaderTimeout limits how long a client may take to send the header of
 	// a request. 100ms to 10m, default 10s.
-	HeaderTimeout time.Duration `yaml:"header_timeout"`
+	HeaderTimeout time.Duration `yaml:"header_timeout" reload:"restart"`
 	// IdleTimeout ends a request if the client neither sends nor receives a
 	// byte for this long while the proxy waits for it. 1s to 24h, default
 	// 2m. Origin has a separate timeout for the store.
@@ -574,8 +647,9 @@ func defaults() *Config {
 			MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, MaxOpenKeys: 1000,
 			PricePer10000: 0.03, Currency: "USD",
 		},
-		Log:   Log{Level: "info"},
-		Audit: Audit{MaxSizeMB: 100},
+		Log:     Log{Level: "info", Access: On},
+		Audit:   Audit{MaxSizeMB: 100},
+		Tracing: Tracing{SamplingRatio: 0.01, ServiceName: "cmekproxy"},
 		Limits: Limits{
 			HeaderTimeout:         10 * time.Second,
 			IdleTimeout:           2 * time.Minute,

@@ -12,6 +12,7 @@ type field struct {
 	name     string
 	required bool
 	server   bool     // only the server needs it
+	reload   string   // "live", "restart", or "" for that of the struct
 	values   []string // all allowed values; nil for any
 }
 
@@ -23,6 +24,7 @@ func fieldsOf(t reflect.Type) []field {
 			name:     tag.Get("yaml"),
 			required: tag.Get("config") == "required",
 			server:   tag.Get("scope") == "server",
+			reload:   tag.Get("reload"),
 			values:   strings.Fields(tag.Get("values")),
 		}
 	}

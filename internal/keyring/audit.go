@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // ErrAudit is returned if a use of a key could not be audited. The use was
@@ -101,14 +102,22 @@ func (a *useTrace) requestID() string {
 	return a.RequestID()
 }
 
+// SetAuditor changes Config.Auditor for uses from now on.
+func (k *Keyring) SetAuditor(a Auditor) { k.audits.Store(&a) }
+
+// auditor returns the Auditor; nil for none.
+func (k *Keyring) auditor() Auditor { return *k.audits.Load() }
+
 // audit records a use. It returns the error of the use, or ErrAudit if an
 // allowed use could not be recorded.
 func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrace, err error) error {
-	if k.cfg.Auditor == nil {
+	tracing.DataKeyUsed(ctx, string(action), l.key.Name, string(a.source()))
+	auditor := k.auditor()
+	if auditor == nil {
 		return err
 	}
 
-	failure := k.cfg.Auditor.Audit(ctx, Event{
+	failure := auditor.Audit(ctx, Event{
 		Action: action, KeyName: l.key.Name, KeyID: l.service.id,
 		KeyVersion: kms.VersionOf(l.service.id, l.wrapped.Blob), Tenant: k.tenantWith(l.obj, l.key.Name),
 		Object: l.obj, Source: a.source(), KMSRequestID: a.requestID(), Err: err,
@@ -127,12 +136,13 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrac
 // auditUnopened records that a key of a tenant was needed and could not be
 // opened. Other errors it only returns.
 func (k *Keyring) auditUnopened(ctx context.Context, obj Object, action Action, err error) error {
+	auditor := k.auditor()
 	var unopened *unopenedError
-	if k.cfg.Auditor == nil || !errors.As(err, &unopened) {
+	if auditor == nil || !errors.As(err, &unopened) {
 		return err
 	}
 
-	failure := k.cfg.Auditor.Audit(ctx, Event{
+	failure := auditor.Audit(ctx, Event{
 		Action: action, KeyName: unopened.name, Tenant: k.tenantWith(obj, unopened.name), Object: obj,
 		Source: unopened.source, Err: err,
 	})
@@ -152,7 +162,8 @@ func (k *Keyring) tenantWith(obj Object, keyName string) string {
 	if ok && k.fileKeys != nil && template == FileKeys {
 		return tenantName(keyName)
 	}
-	if family := k.byName[template]; ok && family != nil && family.isTemplate() && k.byName[keyName] == nil {
+	byName := k.set().byName
+	if family := byName[template]; ok && family != nil && family.isTemplate() && byName[keyName] == nil {
 		return tenant
 	}
 	return ""
@@ -162,7 +173,8 @@ func (k *Keyring) tenantWith(obj Object, keyName string) string {
 // revoked. The DEKs have been purged already; an audit failure cannot
 // change that and is ignored.
 func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult, p *part, purged int) {
-	if k.cfg.Auditor == nil {
+	auditor := k.auditor()
+	if auditor == nil {
 		return
 	}
 
@@ -177,7 +189,7 @@ func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult
 	if p != nil {
 		e.Object.Bucket, e.KeyVersion = p.bucket, kms.VersionOf(e.KeyID, v.sample.wrapped)
 	}
-	_ = k.cfg.Auditor.Audit(ctx, e)
+	_ = auditor.Audit(ctx, e)
 }
 
 // auditCut records, once for each lease, that the lease was not renewed.

@@ -92,7 +92,7 @@ func (x *tenantIndex) add(t *FileTenant) error {
 	}
 
 	x.byName[t.Name] = t
-	x.slowest.ProbeTimeout = max(x.slowest.ProbeTimeout, t.Key.ProbeTimeout)
+	x.slowest.probeLimit.Store(max(x.slowest.probeLimit.Load(), int64(t.Key.ProbeTimeout)))
 	return nil
 }
 
@@ -160,7 +160,7 @@ func (k *Keyring) retire(key *keyState) (purged int) {
 		return 0
 	}
 
-	key.tenant.retired.Store(true) // first: no DEK is fetched after the purge
+	key.retired.Store(true) // first: no DEK is fetched after the purge
 	k.endTenant(key)
 	purged = k.cfg.Cache.Purge(key.rest.group.KeyID)
 	k.tenants.leaving = append(k.tenants.leaving, key)
@@ -175,13 +175,17 @@ func (k *Keyring) forgetLeaving() {
 		if key.inUse() {
 			return false
 		}
-		k.forgetTenant(key)
+		if key.tenant != nil {
+			k.forgetTenant(key)
+		} else {
+			k.forgetDEKs(key.rest.group.KeyID)
+		}
 		return true
 	})
 }
 
 // isRetired reports whether the key must not be used any more.
-func (k *keyState) isRetired() bool { return k.tenant != nil && k.tenant.retired.Load() }
+func (k *keyState) isRetired() bool { return k.retired.Load() }
 
 // replacement returns the key that unwraps the DEK of a lease. It is another
 // one if the key of the lease has been retired and the object may be read with
@@ -190,9 +194,10 @@ func (k *Keyring) replacement(ctx context.Context, l *Lease) (by unwrapper, end 
 	if !l.key.isRetired() {
 		return unwrapper{l.key, l.part, l.wrapper()}, func() {}, nil
 	}
+	k = k.latest() // the request may have begun before the key was retired
 	key, err := k.findToRead(ctx, l.obj, l.service.id, k.openTenant)
 	if err != nil {
-		return by, nil, err
+		return by, nil, fmt.Errorf("%w: key %q: %w", ErrRetired, l.key.Name, err)
 	}
 	return unwrapper{key, key.rest, key.kms.Load().wrapper}, key.letGo, nil
 }
@@ -216,10 +221,11 @@ type unwrapper struct {
 // the tenant. ok is false if the object is in no rule with Tenants. Errors:
 // ErrKeyName, and ErrNoTenant.
 func (k *Keyring) tenantRule(obj Object) (r Rule, ok bool, err error) {
+	k = k.Snapshot()
 	if k.fileKeys == nil {
 		return r, false, nil
 	}
-	rules := *k.rules.Load()
+	rules := k.set().rules
 	for i := range rules {
 		if rules[i].Tenants && k.ambiguous(&rules[i], obj) {
 			return r, false, fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)

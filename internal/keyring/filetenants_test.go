@@ -361,11 +361,11 @@ func TestSetTenantsRefuses(t *testing.T) {
 	for _, r := range []keyring.Rule{
 		{Tenants: true, Key: "default"}, {Tenants: true, AskedKeys: []string{"default"}}, {Tenants: true, Clients: []string{"a"}},
 	} {
-		if k.CheckRules([]keyring.Rule{r}) == nil {
+		if k.SetRules([]keyring.Rule{r}) == nil {
 			t.Errorf("accepted: %+v", r)
 		}
 	}
-	if plain.CheckRules([]keyring.Rule{{Tenants: true}}) == nil {
+	if plain.SetRules([]keyring.Rule{{Tenants: true}}) == nil {
 		t.Error("a rule for tenants is accepted without FileTenants")
 	}
 }

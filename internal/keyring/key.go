@@ -1,7 +1,9 @@
 package keyring
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +16,10 @@ import (
 type keyState struct {
 	Key
 	kms             atomic.Pointer[service] // nil until the key is opened; always nil for a template
+	callLimit       atomic.Int64            // Timeout, which can change
+	probeLimit      atomic.Int64            // ProbeTimeout, which can change
+	retired         atomic.Bool             // it must not be used any more: it was changed or removed
+	stopProbes      context.CancelFunc      // nil if there are none; protected by ring.changing
 	tenant          *tenant                 // nil for a configured key
 	holds           atomic.Int64            // uses in progress that may still become leases
 	leases          atomic.Int64
@@ -49,10 +55,28 @@ type service struct {
 }
 
 func newKey(c Key) *keyState {
-	return &keyState{
+	k := &keyState{
 		Key: c, probeNow: make(chan struct{}, 1), intervalChanged: make(chan struct{}, 1),
 		parts: make(map[aspect]*part), rest: &part{},
 	}
+	k.callLimit.Store(int64(c.Timeout))
+	k.probeLimit.Store(int64(c.ProbeTimeout))
+	return k
+}
+
+// open sets the KMS behind a key. The caller holds ring.changing.
+func (k *keyState) open(w, probe kms.Wrapper) error {
+	id := w.KeyID()
+	if id == "" {
+		return fmt.Errorf("keyring: key %q has no id", k.Name)
+	}
+	if probe == nil {
+		probe = w
+	}
+
+	k.rest.group.KeyID = id
+	k.kms.Store(&service{id: id, wrapper: w, probe: probe})
+	return nil
 }
 
 // letGo ends a use of the key that keyFor, findToRead or findAny has begun.

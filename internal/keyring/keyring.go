@@ -12,6 +12,7 @@
 // last byte of plaintext, even for running transfers: see Status.Window.
 //
 //	keyring.go    Keyring: creating, opening and rewrapping data keys
+//	keyset.go     the keys and rules, which are replaced together
 //	rules.go      which key encrypts an object, and which keys can read it
 //	tenants.go    templates: a key for each tenant, named by the object
 //	filetenants.go  tenants with their own keys, which come and go
@@ -49,6 +50,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // DefaultTimeout limits a KMS call if the configuration sets no timeout. It
@@ -78,6 +80,10 @@ var (
 	// ErrNotOpen is returned if a key that is needed, or may be needed, has
 	// not been opened yet. A retry may succeed.
 	ErrNotOpen = errors.New("keyring: key is not open yet")
+	// ErrRetired is returned, together with the reason why no other key opens
+	// the object, if a key was changed or removed during its use. A retry uses
+	// the keys that there are now.
+	ErrRetired = errors.New("keyring: key has just been changed or removed")
 	// ErrNoRule is returned if no rule covers the object and the client.
 	ErrNoRule = errors.New("keyring: no rule covers this object")
 	// ErrNotAllowed is returned if the rule for the object forbids what the
@@ -221,12 +227,16 @@ type Object = crypt.Object
 // Keyring holds the configured keys and rules. It is safe for concurrent
 // use.
 type Keyring struct {
-	cfg    Config
-	keys   []*keyState
-	byName map[string]*keyState
-	byID   atomic.Pointer[map[string]*keyState] // by id and canonical id; replaced, never modified
-	rules  atomic.Pointer[[]Rule]
+	*ring
+	pinned *keySet // see Snapshot; nil for the current keys and rules
+}
 
+// ring is what all Keyrings for the same keys share.
+type ring struct {
+	cfg     Config
+	current atomic.Pointer[Keyring] // pinned to the current keys and rules
+
+	audits     atomic.Pointer[Auditor]
 	probe      atomic.Int64 // interval in nanoseconds
 	outageWait atomic.Int64 // in nanoseconds
 
@@ -234,12 +244,12 @@ type Keyring struct {
 	customer   *keyState                             // represents all customers' keys
 	recovered  *keyState                             // represents a recovery key
 
-	templates bool // some keys are templates, or fileKeys is not nil
-	tenants   *openKeys
-	fileKeys  *keyState // represents the keys of all tenants of SetTenants; nil for none
-	files     atomic.Pointer[tenantIndex]
+	tenants  *openKeys
+	fileKeys *keyState // represents the keys of all tenants of SetTenants; nil for none
+	files    atomic.Pointer[tenantIndex]
 
-	providing sync.Mutex
+	changing sync.Mutex                         // held while keys, rules or services change
+	probing  func(*keyState) context.CancelFunc // starts the probes of a key; nil unless Run is running
 }
 
 // New checks cfg and returns a Keyring.
@@ -255,130 +265,73 @@ func New(cfg Config) (*Keyring, error) {
 		cfg.Observer = noObserver{}
 	}
 
-	k := &Keyring{cfg: cfg, byName: make(map[string]*keyState), bucketKeys: newBucketKeys()}
+	k := &Keyring{ring: &ring{cfg: cfg, bucketKeys: newBucketKeys()}}
 	k.customer, k.recovered = newCustomer(), newRecovered()
 	k.tenants = newOpenKeys(cmp.Or(cfg.MaxOpen, DefaultMaxOpen))
-	k.byID.Store(new(map[string]*keyState))
+	k.SetAuditor(cfg.Auditor)
 	k.probe.Store(int64(cfg.RevocationProbe))
 	k.outageWait.Store(int64(cfg.OutageWait))
 
 	k.files.Store(newTenantIndex())
 	if cfg.FileTenants {
-		cfg.Keys = append(slices.Clip(cfg.Keys), Key{Name: FileKeys, Provider: FileKeys, Template: &Template{}})
-	}
-	for _, c := range cfg.Keys {
-		if err := k.add(c); err != nil {
-			return nil, err
-		}
-	}
-	if cfg.FileTenants {
-		k.fileKeys = k.byName[FileKeys]
+		k.fileKeys = newKey(Key{Name: FileKeys, Provider: FileKeys, Template: &Template{}})
 	}
 
-	for _, key := range k.keys {
-		if key.Successor != "" && (k.byName[key.Successor] == nil || k.byName[key.Successor].Successor != "") {
-			return nil, fmt.Errorf("keyring: the successor of key %q: %w %q", key.Name, ErrUnknownKey, key.Successor)
-		}
-	}
-
-	if err := k.SetRules(cfg.Rules); err != nil {
+	k.use(&keySet{})
+	first, err := k.Prepare(Contents{cfg.Keys, cfg.Rules, cfg.FormatVersion})
+	if err != nil {
 		return nil, err
 	}
+	first.Apply()
 	return k, nil
 }
 
-func (k *Keyring) add(c Key) error {
-	if c.Name == "" || c.Wrapper == nil && c.Unavailable == nil && c.Template == nil {
-		return errors.New("keyring: a key has no name or no KMS")
-	}
-	if c.Template != nil && (c.Wrapper != nil || c.Successor != "") {
-		return fmt.Errorf("keyring: key %q is a template, and cannot be a key too", c.Name)
-	}
-	if k.byName[c.Name] != nil {
-		return fmt.Errorf("keyring: two keys are named %q", c.Name)
-	}
-
-	added := newKey(c)
-	k.byName[c.Name] = added
-	k.keys = append(k.keys, added)
-	k.templates = k.templates || c.Template != nil
-
-	if c.Wrapper == nil {
-		return nil
-	}
-	return k.Provide(c.Name, c.Wrapper, c.Probe)
-}
-
-// Provide opens a key that was unavailable. probe may be nil; see
+// Provide opens a key that was unavailable, or opens it again. With another id
+// than before, it is another key; see Replacement.Apply. probe may be nil; see
 // Key.Probe.
 func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
-	k.providing.Lock()
-	defer k.providing.Unlock()
+	k.changing.Lock()
+	defer k.changing.Unlock()
 
-	opened := k.byName[name]
+	before := k.latest().set()
+	opened := before.byName[name]
 	if opened == nil || opened.isTemplate() {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
 	}
-
-	id := w.KeyID()
-	if id == "" {
-		return fmt.Errorf("keyring: key %q has no id", name)
+	if was := opened.kms.Load(); was != nil && was.id != w.KeyID() {
+		return k.exchange(before, opened, w, probe)
 	}
-	if probe == nil {
-		probe = w
+	if err := opened.open(w, probe); err != nil {
+		return err
 	}
 
-	opened.rest.group.KeyID = id
-	opened.kms.Store(&service{id: id, wrapper: w, probe: probe})
-	k.index()
+	before.index()
 	return nil
 }
 
-// index maps ids to the keys that open them. An exact id takes precedence
-// over a canonical id, a current key over one with a successor, and
-// otherwise the first in the configuration wins.
-func (k *Keyring) index() {
-	byID := make(map[string]*keyState)
-	add := func(id string, key *keyState) {
-		if byID[id] == nil {
-			byID[id] = key
-		}
+// exchange replaces a key by another one with the same name. The caller holds
+// changing.
+func (k *Keyring) exchange(before *keySet, old *keyState, w, probe kms.Wrapper) error {
+	fresh := newKey(old.Key)
+	if err := fresh.open(w, probe); err != nil {
+		return err
 	}
 
-	var used, earlier []*keyState
-	for _, key := range k.keys {
-		switch {
-		case key.kms.Load() == nil:
-		case key.Successor == "":
-			used = append(used, key)
-		default:
-			earlier = append(earlier, key)
-		}
-	}
+	next := *before
+	next.byID = new(atomic.Pointer[map[string]*keyState])
+	next.keys, next.byName = slices.Clone(before.keys), maps.Clone(before.byName)
+	next.keys[slices.Index(next.keys, old)], next.byName[old.Name] = fresh, fresh
+	next.index()
 
-	for _, key := range used {
-		add(key.kms.Load().id, key)
-	}
-
-	for _, key := range used {
-		add(kms.CanonicalID(key.kms.Load().id), key)
-	}
-
-	ours := maps.Clone(byID)
-	for _, key := range earlier {
-		id := key.kms.Load().id
-		if ours[kms.CanonicalID(id)] == nil { // otherwise a current key opens it
-			add(id, key)
-			add(kms.CanonicalID(id), key)
-		}
-	}
-
-	k.byID.Store(&byID)
+	k.use(&next)
+	k.beginProbes(fresh)
+	k.retireAll(before, &next)
+	return nil
 }
 
 // lookup returns the key that opens objects with this id, or nil.
 func (k *Keyring) lookup(id string) *keyState {
-	byID := *k.byID.Load()
+	byID := *k.set().byID.Load()
 	if key := byID[id]; key != nil {
 		return key
 	}
@@ -389,7 +342,7 @@ func (k *Keyring) lookup(id string) *keyState {
 // pair, the first opens objects with that id. Keys with a successor are not
 // included.
 func (k *Keyring) Twins() (pairs [][2]string) {
-	for _, key := range k.keys {
+	for _, key := range k.set().keys {
 		service := key.kms.Load()
 		if service == nil || key.Successor != "" {
 			continue
@@ -440,7 +393,7 @@ func (k *Keyring) find(id string) (*keyState, error) {
 // a key is unknown until the key is opened, so only if all keys are open is
 // the id certainly unknown. Then unopenedError returns nil.
 func (k *Keyring) unopenedError() error {
-	for _, key := range k.keys {
+	for _, key := range k.set().keys {
 		switch {
 		case key.kms.Load() != nil, key.isTemplate():
 		case transient(key.Unavailable):
@@ -480,6 +433,7 @@ type DataKey struct {
 // ErrUnknownKey, ErrNotAllowed, ErrAudit, and those of packages kms and
 // crypt.
 func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Choice) (*DataKey, error) {
+	k = k.Snapshot()
 	if want.CustomerKey != nil {
 		return k.createForCustomer(ctx, obj, client, want.CustomerKey)
 	}
@@ -514,6 +468,7 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 // unbound data key stays unbound. If it cannot, Rewrap fails with
 // ErrUnbound, unless want.Trust is set.
 func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client string, want Choice) (*DataKey, error) {
+	k = k.Snapshot()
 	if err := l.Check(ctx); err != nil {
 		return nil, err
 	}
@@ -586,6 +541,7 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 // ErrAudit, and those of packages kms, dekcache and crypt. For objects under a
 // customer's key, use OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
+	k = k.Snapshot()
 	key, err := k.findToRead(ctx, obj, keyID, k.openTenant)
 	if err != nil {
 		return nil, k.auditUnopened(ctx, obj, ActionOpen, err)
@@ -597,6 +553,7 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 // OpenCached is like Open but never asks the KMS. If the DEK is not in the
 // cache, it returns ErrNotCached.
 func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
+	k = k.Snapshot()
 	key, err := k.findToRead(ctx, obj, keyID, k.openedTenant)
 	if err != nil {
 		return nil, err
@@ -608,6 +565,7 @@ func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrap
 // OpenAnyKey is like Open, but also accepts a key that no rule for the
 // object names. Anyone who may use that key can have made the object.
 func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
+	k = k.Snapshot()
 	key, err := k.findAny(ctx, obj, keyID)
 	if err != nil {
 		return nil, k.auditUnopened(ctx, obj, ActionOpen, err)
@@ -621,6 +579,7 @@ func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrap
 // key: a client that may use a key of the old name made the object, and one that
 // may use a key of the new name can make objects there in any case.
 func (k *Keyring) OpenMoved(ctx context.Context, obj, at Object, keyID string, wrapped []byte) (*Lease, error) {
+	k = k.Snapshot()
 	key, err := k.findToRead(ctx, obj, keyID, k.openTenant)
 	if err != nil && at != obj {
 		if other, otherErr := k.findToRead(ctx, at, keyID, k.openTenant); otherErr == nil {
@@ -730,14 +689,28 @@ func (k *Keyring) call(
 ) error {
 	if key.isRetired() {
 		a.cached.Store(true)
-		return fmt.Errorf("%w: key %q: its tenant has just been changed or removed", ErrNotOpen, key.Name)
+		return fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, ErrRetired)
 	}
 	if err := k.refusal(ctx, key); err != nil {
 		a.cached.Store(true)
 		return err
 	}
 	a.kms.Store(true)
-	return k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(key), run)
+	ctx, span := tracing.StartKMS(ctx, tracing.KMSCall{Key: key.Name, Provider: key.Provider, Operation: op})
+	err := k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(key), run)
+	span.End(failureOf(err), a.RequestID())
+	return err
+}
+
+// failureOf returns the kind of an error of a KMS call; "" for a success.
+func failureOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	if failure, ok := errors.AsType[*kms.Error](err); ok {
+		return failure.Kind.String()
+	}
+	return "error"
 }
 
 func (k *Keyring) ask(
@@ -757,7 +730,7 @@ func (k *Keyring) ask(
 }
 
 func (k *Keyring) timeout(key *keyState) time.Duration {
-	return min(cmp.Or(key.Timeout, k.cfg.Timeout), k.cfg.Cache.TTL()/2)
+	return min(cmp.Or(time.Duration(key.callLimit.Load()), k.cfg.Timeout), k.cfg.Cache.TTL()/2)
 }
 
 func (k *Keyring) now() time.Time { return k.cfg.Cache.Now() }
@@ -766,7 +739,7 @@ func (k *Keyring) now() time.Time { return k.cfg.Cache.Now() }
 // leases, which ask the KMS again at their next check. It returns the
 // number of DEKs that were cached. Error: ErrUnknownKey.
 func (k *Keyring) Purge(keyName string) (int, error) {
-	key := k.byName[keyName]
+	key := k.set().byName[keyName]
 	switch {
 	case key == nil:
 		return k.purgeTenant(keyName)

@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // The limits on keys of tenants. Clients choose the names of objects, so
@@ -27,10 +27,9 @@ const (
 
 // tenant is what a keyState has in addition if its key is that of a tenant.
 type tenant struct {
-	family  *keyState // the template, or Keyring.fileKeys
-	id      string    // see tenantRef
-	close   func()
-	retired atomic.Bool // its FileTenant was removed, or has another key now
+	family *keyState // the template, or Keyring.fileKeys
+	id     string    // see tenantRef
+	close  func()
 
 	// The fields below are protected by openKeys.mu.
 	usedAt time.Time
@@ -159,7 +158,10 @@ func (r *tenantRef) settings() Key {
 		}
 	}
 	f := r.family
-	return Key{Name: r.name, Provider: f.Provider, Timeout: f.Timeout, ProbeTimeout: f.ProbeTimeout}
+	return Key{
+		Name: r.name, Provider: f.Provider,
+		Timeout: time.Duration(f.callLimit.Load()), ProbeTimeout: time.Duration(f.probeLimit.Load()),
+	}
 }
 
 // unopenedError is the error of opening the key of a tenant.
@@ -190,7 +192,9 @@ func (k *Keyring) openOne(ctx context.Context, ref tenantRef, key *keyState) (op
 	}
 
 	start := k.now()
+	ctx, span := tracing.StartKMS(ctx, tracing.KMSCall{Key: ref.name, Operation: OpOpen})
 	opened, err = ref.open(ctx)
+	span.End(failureOf(err), "")
 	k.cfg.Observer.KMSCall(ctx, ref.name, OpOpen, k.now().Sub(start), err)
 	if err == nil && opened.Wrapper.KeyID() == "" {
 		return opened, errors.New("it has no id")
@@ -219,6 +223,9 @@ func (k *Keyring) addTenant(key *keyState, ref tenantRef) (added bool, err error
 	o := k.tenants
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if ref.family.isRetired() { // Apply retires its keys under mu
+		return false, nil
+	}
 	if ref.file != nil && !k.files.Load().tenantOf(ref.name).has(ref.id) { // SetTenants retires keys under mu
 		return false, nil
 	}
@@ -278,9 +285,15 @@ func (k *Keyring) forgetTenant(key *keyState) {
 	o, id := k.tenants, key.rest.group.KeyID
 	if o.byID[id]--; o.byID[id] == 0 {
 		delete(o.byID, id)
-		if k.lookup(id) == nil { // otherwise the DEKs are those of another key, too
-			k.cfg.Cache.Forget(id)
-		}
+	}
+	k.forgetDEKs(id)
+}
+
+// forgetDEKs wipes the DEKs of a key, unless they are those of another key, too.
+// The caller holds openKeys.mu.
+func (k *Keyring) forgetDEKs(id string) {
+	if k.tenants.byID[id] == 0 && k.latest().lookup(id) == nil {
+		k.cfg.Cache.Forget(id)
 	}
 }
 
@@ -362,7 +375,7 @@ func (k *Keyring) hasDEKs(key *keyState) bool {
 // login has changed. A key that cannot be opened, or that has another id now,
 // stays as it is. Errors: ErrUnknownKey, and those of Template.Open.
 func (k *Keyring) Reopen(ctx context.Context, name string) error {
-	family := k.byName[name]
+	family := k.set().byName[name]
 	if family == nil || !family.isTemplate() || family == k.fileKeys {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
 	}

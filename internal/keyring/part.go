@@ -91,8 +91,9 @@ func (k *Keyring) aspectOf(l *Lease) (a aspect, known bool) {
 // prefixOf returns the prefix of the first rule that covers the object, for
 // any client. KMS policies are usually written along these prefixes.
 func (k *Keyring) prefixOf(obj Object) string {
-	for i := range *k.rules.Load() {
-		r := &(*k.rules.Load())[i]
+	rules := k.set().rules
+	for i := range rules {
+		r := &rules[i]
 		if !matchAny(r.Buckets, func(pattern string) bool { return glob.Match(pattern, obj.Bucket) }) {
 			continue
 		}

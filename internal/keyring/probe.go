@@ -51,15 +51,44 @@ func (k *Keyring) SetOutageWait(d time.Duration) { k.outageWait.Store(int64(d)) 
 // probe.
 func (k *Keyring) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, key := range k.keys { // separately, so that one KMS that hangs does not delay the others
-		if !key.isTemplate() {
-			wg.Go(func() { k.probeAtIntervals(ctx, key) })
-		}
-	}
-	if k.templates {
-		wg.Go(func() { k.keepTenants(ctx, &wg) })
-	}
+	wg.Go(func() { k.keepTenants(ctx, &wg) }) // until the last probe has been started
+	k.setProbing(func(key *keyState) context.CancelFunc {
+		ctx, cancel := context.WithCancel(ctx)
+		wg.Go(func() { k.probeAtIntervals(ctx, key) }) // one KMS that hangs does not delay the others
+		return cancel
+	})
+	<-ctx.Done()
+	k.setProbing(nil)
 	wg.Wait()
+}
+
+// setProbing sets how probes of keys are started. It starts them for the
+// current keys.
+func (k *Keyring) setProbing(start func(*keyState) context.CancelFunc) {
+	k.changing.Lock()
+	defer k.changing.Unlock()
+
+	k.probing = start
+	for _, key := range k.latest().set().keys {
+		key.endProbes()
+		k.beginProbes(key)
+	}
+}
+
+// beginProbes starts the probes of a key, if Run is running. The caller holds
+// changing.
+func (k *Keyring) beginProbes(key *keyState) {
+	if k.probing != nil && !key.isTemplate() {
+		key.stopProbes = k.probing(key)
+	}
+}
+
+// endProbes ends the probes of a key. The caller holds ring.changing.
+func (k *keyState) endProbes() {
+	if k.stopProbes != nil {
+		k.stopProbes()
+		k.stopProbes = nil
+	}
 }
 
 func (k *Keyring) probeAtIntervals(ctx context.Context, key *keyState) {
@@ -254,7 +283,7 @@ func (k *Keyring) actOnParts(ctx context.Context, key *keyState, service *servic
 // probeTimeout returns the time limit of a probe, so that the next probe is
 // never late. A later answer counts as none.
 func (k *Keyring) probeTimeout(key *keyState) time.Duration {
-	timeout := min(cmp.Or(key.ProbeTimeout, DefaultProbeTimeout), k.timeout(key))
+	timeout := min(cmp.Or(time.Duration(key.probeLimit.Load()), DefaultProbeTimeout), k.timeout(key))
 	if interval := time.Duration(k.probe.Load()); interval > 0 {
 		timeout = min(timeout, interval)
 	}

@@ -55,7 +55,8 @@ type Format struct {
 
 // Format returns how client writes obj.
 func (k *Keyring) Format(obj Object, client string) Format {
-	f := Format{Version: cmp.Or(k.cfg.FormatVersion, crypt.Newest)}
+	k = k.Snapshot()
+	f := Format{Version: cmp.Or(k.set().format, crypt.Newest)}
 	if r, err := k.Rule(obj, client); err == nil {
 		f.SealMetadata = r.SealMetadata
 	}
@@ -66,11 +67,12 @@ func (k *Keyring) Format(obj Object, client string) Format {
 // the result depends on how the store interprets "." or ".." in the key, and
 // ErrNoTenant together with the rule.
 func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
+	k = k.Snapshot()
 	if r, ok, err := k.tenantRule(obj); ok || err != nil {
 		return r, err
 	}
 
-	for _, r := range *k.rules.Load() {
+	for _, r := range k.set().rules {
 		if k.ambiguous(&r, obj) && r.matchesClient(client) {
 			return Rule{}, fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
 		}
@@ -92,41 +94,9 @@ func (k *Keyring) AllowPlaintext(obj Object, client string) bool {
 // MayHavePlaintext reports whether AllowPlaintext can be true for any object
 // of a bucket.
 func (k *Keyring) MayHavePlaintext(bucket string) bool {
-	return slices.ContainsFunc(*k.rules.Load(), func(r Rule) bool {
+	return slices.ContainsFunc(k.set().rules, func(r Rule) bool {
 		return r.AllowPlaintext && r.matchesBucket(bucket)
 	})
-}
-
-// CheckRules returns the error that SetRules would return.
-func (k *Keyring) CheckRules(rules []Rule) error {
-	for i, r := range rules {
-		if r.Tenants {
-			if k.fileKeys == nil || r.Key != "" || len(r.AskedKeys)+len(r.Clients) > 0 {
-				return fmt.Errorf("keyring: rule %d: a rule for tenants needs tenants, and no keys and clients", i+1)
-			}
-			continue
-		}
-		if k.byName[r.Key] == nil {
-			return fmt.Errorf("keyring: rule %d: %w %q", i+1, ErrUnknownKey, r.Key)
-		}
-	}
-	return nil
-}
-
-// SetRules replaces the rules for subsequent requests. Error:
-// ErrUnknownKey.
-func (k *Keyring) SetRules(rules []Rule) error {
-	if err := k.CheckRules(rules); err != nil {
-		return err
-	}
-	rules = slices.Clone(rules)
-	for i := range rules {
-		if rules[i].Tenants {
-			rules[i].Key = FileKeys
-		}
-	}
-	k.rules.Store(&rules)
-	return nil
 }
 
 // KeyID returns the id of the KMS key that Create would use for obj. It asks
@@ -190,7 +160,7 @@ func (k *Keyring) AllowsCustomerKeys(bucket string) (bool, error) {
 // RulesAllowCustomerKeys is AllowsCustomerKeys without what was chosen for the
 // bucket.
 func (k *Keyring) RulesAllowCustomerKeys(bucket string) bool {
-	for _, r := range *k.rules.Load() {
+	for _, r := range k.set().rules {
 		switch {
 		case !r.matchesBucket(bucket):
 		case !r.RefuseCustomerKeys:
@@ -208,6 +178,7 @@ func (k *Keyring) RulesAllowCustomerKeys(bucket string) bool {
 func (k *Keyring) keyFor(
 	ctx context.Context, obj Object, client, requested string,
 ) (Rule, *keyState, *service, error) {
+	k = k.Snapshot()
 	r, err := k.Rule(obj, client)
 	if err != nil {
 		return r, nil, nil, err
@@ -220,7 +191,7 @@ func (k *Keyring) keyFor(
 		}
 	}
 
-	key := k.byName[cmp.Or(requested, r.Key)]
+	key := k.set().byName[cmp.Or(requested, r.Key)]
 	if key == nil {
 		key = k.lookup(requested)
 	}
@@ -229,9 +200,9 @@ func (k *Keyring) keyFor(
 	}
 
 	if key.Successor != "" {
-		key = k.byName[key.Successor]
+		key = k.set().byName[key.Successor]
 	}
-	if own := k.byName[r.Key]; own.isTwinOf(key) {
+	if own := k.set().byName[r.Key]; own.isTwinOf(key) {
 		key = own // the same KMS key under the rule's name
 	}
 
@@ -269,7 +240,7 @@ func (r *Rule) mayWrite(key *keyState) bool {
 func (k *Keyring) tenantFor(
 	ctx context.Context, obj Object, r Rule, requested string,
 ) (Rule, *keyState, *service, error) {
-	for _, family := range k.keys {
+	for _, family := range k.set().keys {
 		if !family.isTemplate() || !r.mayWrite(family) {
 			continue
 		}
@@ -296,6 +267,7 @@ func (k *Keyring) tenantFor(
 // whatever the client. Anyone who may use a key in its KMS can make objects
 // that open, so they must open only where the key belongs.
 func (k *Keyring) mayRead(obj Object, opened *keyState) error {
+	k = k.Snapshot()
 	if r, ok, err := k.tenantRule(obj); ok || err != nil {
 		if err == nil && (!k.ruleNames(&r, opened) || !opened.belongsTo(k, obj)) {
 			err = fmt.Errorf("%w: bucket %q, KMS key %q; to allow it, add the key to read_keys of the tenant",
@@ -304,7 +276,7 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 		return err
 	}
 
-	for _, r := range *k.rules.Load() {
+	for _, r := range k.set().rules {
 		switch {
 		case k.ambiguous(&r, obj):
 			return fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
@@ -317,7 +289,7 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 	if err != nil {
 		return err
 	}
-	if key := k.byName[chosen]; key != nil && sameKey(key, opened) && opened.belongsTo(k, obj) {
+	if key := k.set().byName[chosen]; key != nil && sameKey(key, opened) && opened.belongsTo(k, obj) {
 		return nil
 	}
 
@@ -328,7 +300,9 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 // ruleNames reports whether a rule names the key, or another name of the
 // same KMS key.
 func (k *Keyring) ruleNames(r *Rule, opened *keyState) bool {
-	return slices.ContainsFunc(k.keys, func(other *keyState) bool { return r.names(other) && sameKey(other, opened) })
+	return slices.ContainsFunc(k.set().keys, func(other *keyState) bool {
+		return r.names(other) && sameKey(other, opened)
+	})
 }
 
 // names reports whether a rule names a configured key, for any use.
@@ -343,9 +317,9 @@ func sameKey(other, opened *keyState) bool {
 // Unread returns the names of keys that no rule names. Objects under these
 // keys cannot be read.
 func (k *Keyring) Unread() (names []string) {
-	for _, key := range k.keys {
+	for _, key := range k.set().keys {
 		isRead := func(r Rule) bool { return k.ruleNames(&r, key) }
-		if key.Successor == "" && !slices.ContainsFunc(*k.rules.Load(), isRead) {
+		if key.Successor == "" && !slices.ContainsFunc(k.set().rules, isRead) {
 			names = append(names, key.Name)
 		}
 	}
@@ -362,7 +336,7 @@ func (k *Keyring) ambiguous(r *Rule, obj Object) bool {
 // usesKey reports whether a rule names a template whose key depends on the
 // object key.
 func (k *Keyring) usesKey(r *Rule) bool {
-	return k.templates && slices.ContainsFunc(k.keys, func(key *keyState) bool {
+	return k.set().templates && slices.ContainsFunc(k.set().keys, func(key *keyState) bool {
 		return key.isTemplate() && key != k.fileKeys && key.Template.Text.UsesKey() && r.names(key)
 	})
 }

@@ -59,6 +59,9 @@ type Status struct {
 	// consistent. If a policy denies some objects of a part, the probe of
 	// another object does not see it, and the window for these is the TTL.
 	Window time.Duration
+	// Stated is Window while the probes are answered, and cover all parts
+	// in use: what the configuration promises.
+	Stated time.Duration
 	// RevokedSince is when the KMS first refused the key; zero if it does
 	// not. LastUse is how long after that the last byte was sent.
 	RevokedSince time.Time
@@ -74,7 +77,7 @@ func (k *Keyring) Status() []Status {
 		open[key.configured()]++
 	}
 
-	out := make([]Status, 0, len(k.keys)+len(tenants))
+	out := make([]Status, 0, len(k.set().keys)+len(tenants))
 	for _, key := range k.allKeys() {
 		s := k.statusOf(key)
 		s.Open = open[key]
@@ -84,7 +87,8 @@ func (k *Keyring) Status() []Status {
 			s.DEKs, s.OldestAge = h.Entries, h.OldestAge
 		}
 
-		s.Window = k.windowOf(key, k.cfg.Cache.TTL())
+		s.Stated = k.windowOf(key, k.cfg.Cache.TTL())
+		s.Window = s.Stated
 		if s.State == Unreachable || s.Unprobed || !key.answersProbes() {
 			s.Window = k.cfg.Cache.TTL()
 		}
@@ -157,10 +161,10 @@ func (k *keyState) answersProbes() bool {
 // Window returns the longest Status.Window of all keys for a given TTL, as
 // long as the KMS answers probes in time.
 func (k *Keyring) Window(ttl time.Duration) (longest time.Duration) {
-	if len(k.keys) == 0 {
+	if len(k.set().keys) == 0 {
 		return ttl
 	}
-	for _, key := range k.keys {
+	for _, key := range k.set().keys {
 		longest = max(longest, k.windowOf(key, ttl))
 	}
 	return max(longest, k.windowOf(k.files.Load().slowest, ttl))
@@ -193,14 +197,14 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 
 // Unopened reports whether the named key has not been opened yet.
 func (k *Keyring) Unopened(name string) bool {
-	key := k.byName[name]
+	key := k.set().byName[name]
 	return key != nil && !key.isTemplate() && key.kms.Load() == nil
 }
 
 // Try makes a round trip with the named key through the KMS, and returns
 // any error.
 func (k *Keyring) Try(ctx context.Context, name string) error {
-	key := k.byName[name]
+	key := k.set().byName[name]
 	if key == nil {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
 	}

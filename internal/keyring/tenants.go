@@ -141,7 +141,7 @@ func (k *Keyring) findToRead(ctx context.Context, obj Object, keyID string, open
 	switch {
 	case err == nil:
 		return key.held(), nil
-	case !k.templates || errors.Is(err, ErrKeyName) || errors.Is(err, ErrNoTenant):
+	case !k.set().templates || errors.Is(err, ErrKeyName) || errors.Is(err, ErrNoTenant):
 		return nil, err
 	}
 
@@ -170,7 +170,7 @@ func (k *Keyring) findAny(ctx context.Context, obj Object, keyID string) (*keySt
 	}
 
 	var families []*keyState
-	for _, key := range k.keys {
+	for _, key := range k.set().keys {
 		if key.isTemplate() {
 			families = append(families, key)
 		}
@@ -187,7 +187,7 @@ func (k *Keyring) findAny(ctx context.Context, obj Object, keyID string) (*keySt
 func (k *Keyring) familiesOf(obj Object) (families []*keyState, err error) {
 	if r, ok, err := k.tenantRule(obj); ok || err != nil {
 		families = append(families, k.fileKeys) // first, so that others are opened for old objects only
-		for _, key := range k.keys {
+		for _, key := range k.set().keys {
 			if key.isTemplate() && key != k.fileKeys && r.names(key) {
 				families = append(families, key)
 			}
@@ -200,14 +200,14 @@ func (k *Keyring) familiesOf(obj Object) (families []*keyState, err error) {
 		return nil, err
 	}
 
-	rules := *k.rules.Load()
+	rules := k.set().rules
 	for i := range rules {
 		if k.ambiguous(&rules[i], obj) {
 			return nil, fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
 		}
 	}
 
-	for _, key := range k.keys {
+	for _, key := range k.set().keys {
 		if !key.isTemplate() || key == k.fileKeys {
 			continue
 		}
@@ -266,7 +266,7 @@ func (k *Keyring) purgeTenant(name string) (int, error) {
 	}
 
 	template, _, _ := strings.Cut(name, nameSeparator)
-	if family := k.byName[template]; family != nil && family.isTemplate() {
+	if family := k.set().byName[template]; family != nil && family.isTemplate() {
 		return 0, nil // not open, or no tenant, so without DEKs
 	}
 	return 0, fmt.Errorf("%w %q", ErrUnknownKey, name)
@@ -274,8 +274,8 @@ func (k *Keyring) purgeTenant(name string) (int, error) {
 
 // allKeys returns the configured keys and the open keys of templates.
 func (k *Keyring) allKeys() []*keyState {
-	if !k.templates {
-		return k.keys
+	if !k.set().templates {
+		return k.set().keys
 	}
-	return append(slices.Clip(k.keys), k.tenants.all()...)
+	return append(slices.Clip(k.set().keys), k.tenants.all()...)
 }

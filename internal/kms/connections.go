@@ -10,6 +10,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // A connection can fail silently: a NAT or a firewall forgets it, or the
@@ -54,7 +56,7 @@ func newReconnecting(next http.RoundTripper) *reconnecting { return &reconnectin
 // RoundTrip implements http.RoundTripper.
 func (r *reconnecting) RoundTrip(req *http.Request) (*http.Response, error) {
 	sent := clock()
-	resp, err := r.next.RoundTrip(req)
+	resp, err := r.next.RoundTrip(withTraceparent(req))
 	switch {
 	case err == nil:
 		r.heard.Store(int64(clock()))
@@ -63,6 +65,20 @@ func (r *reconnecting) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 
 	return resp, err
+}
+
+// withTraceparent returns req with the place of the call in a trace, if there
+// is one. Signed requests already have their signature, so that a proxy
+// between us and the KMS may replace the header.
+func withTraceparent(req *http.Request) *http.Request {
+	value := tracing.Traceparent(req.Context())
+	if value == "" {
+		return req
+	}
+	out := req.WithContext(req.Context())
+	out.Header = req.Header.Clone()
+	out.Header.Set("Traceparent", value)
+	return out
 }
 
 // CloseIdleConnections is called by http.Client.

@@ -12,7 +12,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // gcpKeepalive makes gRPC ping a connection that is silent while a call
@@ -45,13 +48,29 @@ type gcpClient struct {
 }
 
 func newGCPConn(ctx context.Context, options []option.ClientOption) (*gcpConn, error) {
-	c := &gcpConn{options: append(options, option.WithGRPCDialOption(grpc.WithKeepaliveParams(gcpKeepalive)))}
+	c := &gcpConn{options: append(
+		options,
+		option.WithGRPCDialOption(grpc.WithKeepaliveParams(gcpKeepalive)),
+		option.WithGRPCDialOption(grpc.WithChainUnaryInterceptor(sendTraceparent)),
+	)}
 	client, err := c.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	c.now.Store(client)
 	return c, nil
+}
+
+// sendTraceparent adds the place of the call in a trace, if there is one. It
+// is a grpc.UnaryClientInterceptor.
+func sendTraceparent(
+	ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+	invoke grpc.UnaryInvoker, options ...grpc.CallOption,
+) error {
+	if value := tracing.Traceparent(ctx); value != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "traceparent", value)
+	}
+	return invoke(ctx, method, req, reply, cc, options...)
 }
 
 // dial creates a client, which connects at the first call.

@@ -147,7 +147,7 @@ func Take(path string) (f Fingerprint) {
 
 	f = Fingerprint{modified: info.ModTime(), size: info.Size()}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-		f.inode, f.device = stat.Ino, stat.Dev
+		f.inode, f.device = stat.Ino, uint64(stat.Dev) //nolint:gosec,unconvert,nolintlint // an int32 on macOS
 	}
 	return f
 }

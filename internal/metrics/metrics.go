@@ -1,5 +1,9 @@
 // Package metrics exports Prometheus metrics of the proxy.
-// docs/operations.md documents their names and labels.
+// docs/metrics.md documents their names and labels.
+//
+//	metrics.go  Metrics, and what is counted in it
+//	process.go  the build, the configuration, and whether the store answers
+//	byname.go   counters for each client and each bucket
 //
 // There is no example: its names are what matters, and docs/metrics.md
 // lists them.
@@ -13,11 +17,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/cmekproxy/cmekproxy/internal/storefault"
 )
 
-// Metrics contains the proxy's metrics. There are no labels for buckets,
-// object keys and clients, because their number is unlimited; see the
-// access log for these.
+// Metrics contains the proxy's metrics. There are no labels for object keys,
+// because their number is unlimited, and none for clients and buckets unless
+// CountByName limits them; see the access log for these.
 type Metrics struct {
 	InFlight  prometheus.Gauge   // S3 requests being served
 	OpenEnds  prometheus.Counter // multipart objects without an authenticated end
@@ -25,6 +31,7 @@ type Metrics struct {
 	Unaudited prometheus.Counter // records that could not be written to the audit log
 
 	registry       *prometheus.Registry
+	openMetrics    bool
 	requests       *prometheus.CounterVec
 	refusals       *prometheus.CounterVec
 	duration       *prometheus.HistogramVec
@@ -39,6 +46,11 @@ type Metrics struct {
 	leases         *prometheus.CounterVec
 	breakers       *prometheus.GaugeVec
 	capabilities   *prometheus.GaugeVec
+
+	buildInfo            *prometheus.GaugeVec
+	reloadOK, reloadTime prometheus.Gauge
+	answering            latch // origin up
+	clients, buckets     *byName
 }
 
 // seconds are the upper bounds of the histograms, from a small cached GET
@@ -118,29 +130,42 @@ func New() *Metrics {
 		}, []string{"key", "event"}),
 		breakers: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "cmekproxy_kms_breaker_open",
-			Help: "1 while the circuit breaker for a KMS that does not answer is open, by id of the key.",
-		}, []string{"kms_key"}),
+			Help: "Circuit breakers that are open, because the KMS does not answer, by name of the key.",
+		}, []string{"key"}),
 		capabilities: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "cmekproxy_store_capability",
 			Help: "1 if the store can do something, 0 if it cannot; missing while that is unknown.",
 		}, []string{"capability"}),
 	}
 
+	m.addProcess()
+	m.addByName()
 	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Untagged, m.Unaudited)
 	m.registry.MustRegister(m.requests, m.refusals, m.duration, m.bytes, m.originDuration,
 		m.originFaults, m.originRetries, m.kmsDuration, m.kmsWaits, m.kmsWaited, m.membersMissing,
 		m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.originFaultKinds()
 
 	return m
 }
 
 // Request records a finished request. code is the S3 error code, or empty.
-func (m *Metrics) Request(operation string, status int, code string, took time.Duration, in, out int64) {
+// trace is the id of a recorded trace with the request, or empty.
+func (m *Metrics) Request(operation string, status int, code string, took time.Duration, in, out int64, trace string) {
 	m.requests.WithLabelValues(operation, strconv.Itoa(status), code).Inc()
-	m.duration.WithLabelValues(operation).Observe(took.Seconds())
+	m.observe(m.duration.WithLabelValues(operation), took, trace)
 	m.bytes.WithLabelValues("in").Add(float64(in))
 	m.bytes.WithLabelValues("out").Add(float64(out))
+}
+
+// observe adds a duration to a histogram, with the trace as its exemplar.
+func (m *Metrics) observe(histogram prometheus.Observer, took time.Duration, trace string) {
+	if with, ok := histogram.(prometheus.ExemplarObserver); ok && trace != "" {
+		with.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": trace})
+		return
+	}
+	histogram.Observe(took.Seconds())
 }
 
 // Refused records a request that was refused because there was no room for
@@ -151,6 +176,14 @@ func (m *Metrics) Refused(reason string) { m.refusals.WithLabelValues(reason).In
 // response.
 func (m *Metrics) Origin(operation string, status int, took time.Duration) {
 	m.originDuration.WithLabelValues(operation, strconv.Itoa(status)).Observe(took.Seconds())
+}
+
+// originFaultKinds makes the counters of all kinds of faults. A counter that
+// appears with its first fault would hide that fault from rate.
+func (m *Metrics) originFaultKinds() {
+	for _, kind := range storefault.Kinds() {
+		m.originFaults.WithLabelValues(string(kind))
+	}
 }
 
 // OriginFault records a request to the store that failed for a reason that is
@@ -181,14 +214,26 @@ func (m *Metrics) KMSWait(key string, waited time.Duration) {
 // cut.
 func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event).Inc() }
 
+// ForgetKey removes the metrics of a key that is gone.
+func (m *Metrics) ForgetKey(key string) {
+	label := prometheus.Labels{"key": key}
+	m.kmsDuration.DeletePartialMatch(label)
+	for _, c := range []*prometheus.CounterVec{m.kmsWaits, m.kmsWaited, m.membersMissing, m.leases} {
+		c.DeletePartialMatch(label)
+	}
+	m.membersMissing.DeletePartialMatch(prometheus.Labels{"member": key})
+	m.breakers.DeletePartialMatch(label)
+}
+
 // StoreCapability records whether the store can do something.
 func (m *Metrics) StoreCapability(name string, able bool) {
 	value := map[bool]float64{true: 1}[able]
 	m.capabilities.WithLabelValues(name).Set(value)
 }
 
-// Breaker returns the gauge for the circuit breaker of a key.
-func (m *Metrics) Breaker(kmsKey string) prometheus.Gauge { return m.breakers.WithLabelValues(kmsKey) }
+// Breaker returns the gauge for the circuit breakers of the keys with this
+// label.
+func (m *Metrics) Breaker(key string) prometheus.Gauge { return m.breakers.WithLabelValues(key) }
 
 // ByKey adds a gauge with a value for each key, read at each scrape. each
 // must call its argument for every key.
@@ -221,9 +266,16 @@ func (m *Metrics) Gauge(name, help string, value func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 }
 
+// UseExemplars makes Handler offer OpenMetrics, the format that has
+// exemplars. Call it before Handler.
+func (m *Metrics) UseExemplars() { m.openMetrics = true }
+
 // Handler serves /metrics.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+	return promhttp.HandlerFor(
+		m.registry,
+		promhttp.HandlerOpts{Registry: m.registry, EnableOpenMetrics: m.openMetrics},
+	)
 }
 
 // Describe implements the method of prometheus.Collector. It includes

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/backoff"
 	"github.com/cmekproxy/cmekproxy/internal/storefault"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // How often a request is sent, the longest first pause, and the longest time
@@ -98,7 +99,7 @@ func (t *Retrier) RoundTrip(r *http.Request) (*http.Response, error) {
 		if t.cfg.Observe != nil {
 			t.cfg.Observe(r.Context(), fault.Kind)
 		}
-		r, limit = again, 2*limit
+		r, limit = tracing.WithResend(again, attempt), 2*limit
 	}
 }
 

@@ -179,9 +179,13 @@ func TestServerCertificateIsReplaced(t *testing.T) {
 func TestClientCAIsReplaced(t *testing.T) {
 	files := newServerFiles(t, pemtest.New(t, "server"))
 	first, second := pemtest.New(t, "first"), pemtest.New(t, "second")
+	soon := pemtest.Between(t, "soon", time.Now().Add(-time.Hour), time.Now().Add(time.Minute))
 	files.ClientCAFile = filepath.Join(files.dir, "ca.crt")
 	pemtest.Replace(t, files.ClientCAFile, first.Cert)
-	_, address := files.serve(t)
+	server, address := files.serve(t)
+	if got := server.ClientAuthorityExpiry(); !got.Equal(first.TLS(t).Leaf.NotAfter) {
+		t.Errorf("the authority expires on %v", got)
+	}
 	call := func(p *pemtest.Pair) error {
 		cfg := &tls.Config{InsecureSkipVerify: true}
 		if p != nil {
@@ -198,11 +202,14 @@ func TestClientCAIsReplaced(t *testing.T) {
 		t.Errorf("a client of the authority: %v", err)
 	}
 
-	pemtest.Replace(t, files.ClientCAFile, second.Cert)
+	pemtest.Replace(t, files.ClientCAFile, append(second.Cert, soon.Cert...))
 	eventually(t, "a client of the new authority gets in", func() bool { return call(&second) == nil })
 
 	if call(&first) == nil {
 		t.Error("a client of the old authority got in")
+	}
+	if got := server.ClientAuthorityExpiry(); !got.Equal(soon.TLS(t).Leaf.NotAfter) {
+		t.Errorf("the first of two authorities expires on %v", got)
 	}
 }
 

@@ -98,7 +98,10 @@ func readPool(path string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parsePool(path, data)
+}
 
+func parsePool(path string, data []byte) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(data) {
 		return nil, fmt.Errorf("%s contains no PEM certificate", path)

@@ -3,6 +3,7 @@ package pemfile
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
@@ -25,7 +26,15 @@ type ServerConfig struct {
 
 // Server is the TLS configuration of a server, loaded from files.
 type Server struct {
-	file *livefile.File[*tls.Config]
+	file *livefile.File[*serverFiles]
+}
+
+// serverFiles is what the files of a Server contain.
+type serverFiles struct {
+	config *tls.Config
+	// authorities is when the first authority of client certificates expires;
+	// zero without authorities.
+	authorities time.Time
 }
 
 // OpenServer loads the files.
@@ -35,9 +44,9 @@ func OpenServer(cfg ServerConfig) (*Server, error) {
 		paths = append(paths, cfg.ClientCAFile)
 	}
 
-	file, err := livefile.Open(livefile.Config[*tls.Config]{
+	file, err := livefile.Open(livefile.Config[*serverFiles]{
 		Paths:  paths,
-		Load:   func() (*tls.Config, error) { return readServer(cfg) },
+		Load:   func() (*serverFiles, error) { return readServer(cfg) },
 		Report: cfg.Report,
 	})
 	if err != nil {
@@ -54,7 +63,7 @@ func (s *Server) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		NextProtos:         []string{"http/1.1"},
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.file.Get(), nil },
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.file.Get().config, nil },
 	}
 }
 
@@ -63,7 +72,11 @@ func (s *Server) TLS() *tls.Config {
 func (s *Server) Check() error { return s.file.Check() }
 
 // Certificate returns the server's current certificate.
-func (s *Server) Certificate() *x509.Certificate { return s.file.Get().Certificates[0].Leaf }
+func (s *Server) Certificate() *x509.Certificate { return s.file.Get().config.Certificates[0].Leaf }
+
+// ClientAuthorityExpiry returns when the first authority of client certificates
+// expires. It is zero if clients need no certificate.
+func (s *Server) ClientAuthorityExpiry() time.Time { return s.file.Get().authorities }
 
 // Valid returns an error if the certificate is expired or not yet valid.
 func (s *Server) Valid(now time.Time) error {
@@ -79,7 +92,7 @@ func (s *Server) Valid(now time.Time) error {
 	return nil
 }
 
-func readServer(cfg ServerConfig) (*tls.Config, error) {
+func readServer(cfg ServerConfig) (*serverFiles, error) {
 	certPEM, err := readFile(cfg.CertFile)
 	if err != nil {
 		return nil, fmt.Errorf("cert_file: %w", err)
@@ -102,12 +115,33 @@ func readServer(cfg ServerConfig) (*tls.Config, error) {
 		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"},
 	}
 
+	files := &serverFiles{config: out}
 	if cfg.ClientCAFile != "" {
-		if out.ClientCAs, err = readPool(cfg.ClientCAFile); err != nil {
+		data, err := readFile(cfg.ClientCAFile)
+		if err == nil {
+			out.ClientCAs, err = parsePool(cfg.ClientCAFile, data)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("client_ca_file: %w", err)
 		}
+		files.authorities = firstExpiry(data)
 		out.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 
-	return out, nil
+	return files, nil
+}
+
+// firstExpiry returns when the first of the certificates in a PEM file expires.
+// It skips the blocks that x509.CertPool skips.
+func firstExpiry(data []byte) (first time.Time) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err == nil && (first.IsZero() || cert.NotAfter.Before(first)) {
+			first = cert.NotAfter
+		}
+	}
+	return first
 }

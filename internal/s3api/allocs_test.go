@@ -15,6 +15,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/proxytest"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // memoryStore accepts PUT, answers GET and HEAD with the object that was
@@ -117,11 +118,12 @@ func listingOf(n int) []byte {
 // wholePath returns, by method, functions that serve a PUT and a GET of one
 // object of 4 KiB without the network. Their signatures are valid for 15
 // minutes.
-func wholePath(t testing.TB) map[string]func() {
-	p := newProxy(t)
+func wholePath(t testing.TB, options ...option) map[string]func() {
+	p := newProxy(t, options...)
 	path, text := "/"+p.bucket+"/k", randomText(4096)
 	cfg := proxytest.OriginConfig(&memoryStore{list: listingOf(1000)})
 	cfg.Uploads = origin.Always(origin.Uploads{}) // the store does not know trailers
+	cfg.Transport = &tracing.StoreTransport{Next: cfg.Transport}
 	p.origin.next = origin.New(cfg)
 	out := make(map[string]func())
 

@@ -27,6 +27,7 @@ func (write Trail) Audit(ctx context.Context, e keyring.Event) error {
 	}
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
 		r.Client, r.Session, r.Remote, r.RequestID, r.Operation = c.clientName(), c.session(), c.RemoteAddr, c.id, c.op
+		r.TraceID = c.trace.TraceID()
 	}
 	return write(r)
 }

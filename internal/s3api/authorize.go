@@ -12,7 +12,7 @@ import (
 // authenticate sets the call's client. A request without a signature is from
 // the anonymous client, if one is configured.
 func (s *Server) authenticate(c *call) error {
-	known := s.Clients.Now()
+	known := c.clients
 	if sigv4.IsAnonymous(c.Request) {
 		auth, err := sigv4.Anonymous(c.Request)
 		if err != nil {

@@ -23,6 +23,12 @@ type reservation struct {
 	bytes  int64
 }
 
+func (b *budget) resize(size int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.size = size
+}
+
 // reserve reports whether there was room for a reservation. Its holder may
 // have the part share/of of the budget. A first request is never refused, so
 // that one that needs much runs alone.

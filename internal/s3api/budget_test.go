@@ -14,7 +14,7 @@ import (
 )
 
 // little is memory for one bulk request, and not for two.
-func little(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Memory = 600 << 10 }
+func little(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Settings.Memory = 600 << 10 }
 
 // mustHaveEnded waits until no request holds memory or a slot.
 func (p *proxy) mustHaveEnded() {
@@ -78,7 +78,7 @@ func TestMemoryBudget(t *testing.T) {
 // Whatever requests do and however they end, their memory and their slots are
 // free again.
 func TestMemoryIsFree(t *testing.T) {
-	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Memory = 64 << 20 })
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Settings.Memory = 64 << 20 })
 	p.put("k", randomText(300_000))
 	m := p.upload("parts", []int{5 << 20, 100})
 

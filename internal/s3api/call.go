@@ -10,14 +10,19 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // call is one S3 request while it is being served. Fields are grouped by the
 // file that sets them.
 type call struct {
 	server        *Server
+	keys          *keyring.Keyring // with the keys and rules at the beginning: begin
+	clients       access.View
+	settings      *Settings
 	*http.Request // the client's, but header and body may be replaced: takeHoisted, takeForm
 
 	// The connection and its time limits: newCall.
@@ -68,8 +73,9 @@ type logged struct {
 	id      string // newCall
 	op      string // S3's name of the operation; "Unknown" until handle sets it
 	start   time.Time
-	keyID   string // id of the KMS key that was used: headers.go
-	aborted bool   // finish cut the connection, because the response had begun
+	keyID   string              // id of the KMS key that was used: headers.go
+	aborted bool                // finish cut the connection, because the response had begun
+	trace   *tracing.ServerSpan // nil for none: trace.go
 
 	in         atomic.Int64           // bytes from the client: connection.go
 	kmsTime    atomic.Int64           // nanoseconds: RecordKMS
@@ -79,12 +85,21 @@ type logged struct {
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
-	c := &call{server: s, Request: r, secure: s.overTLS(r), cancelContext: cancel}
+	c := &call{server: s, Request: r, cancelContext: cancel}
+	s.begin(c)
+	c.secure = c.overTLS()
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
-	c.idle.begin(s.IdleTimeout, *http.NewResponseController(w), s.Now)
+	c.idle.begin(c.settings.IdleTimeout, *http.NewResponseController(w), s.Now)
 	c.w.ResponseWriter, c.w.idle = w, &c.idle
 	c.reader = s.newReader(c)
 	return c
+}
+
+// begin sets what the call uses until its end, even if it changes meanwhile.
+func (s *Server) begin(c *call) {
+	s.swapping.RLock()
+	defer s.swapping.RUnlock()
+	c.keys, c.clients, c.settings = s.Keys.Snapshot(), s.Clients.Now(), s.settings.Load()
 }
 
 func (c *call) object() crypt.Object { return crypt.Object{Bucket: c.bucket, Key: c.key} }

@@ -39,7 +39,7 @@ func TestAClockThatIsSet(t *testing.T) {
 			var jumped atomic.Bool
 
 			p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
-				cfg.IdleTimeout = limit
+				cfg.Settings.IdleTimeout = limit
 				cfg.Now = func() time.Time {
 					if jumped.Load() {
 						return wallShifted(t, time.Now(), by)

@@ -94,7 +94,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 
 	keyID := crypt.CustomerKeyID
 	if !s.uploads.forCustomer(c) {
-		if keyID, err = s.Keys.KeyID(c.Context(), c.object(), c.client.Name, c.upload.wanted.KeyID); err != nil {
+		if keyID, err = c.keys.KeyID(c.Context(), c.object(), c.client.Name, c.upload.wanted.KeyID); err != nil {
 			return err
 		}
 	}

@@ -58,7 +58,7 @@ func (s *Server) copyInStore(c *objectCopy) error {
 		return err
 	}
 
-	sealed, err := s.Keys.Rewrap(c.Context(), lease, c.object(), c.client.Name, c.choice)
+	sealed, err := c.keys.Rewrap(c.Context(), lease, c.object(), c.client.Name, c.choice)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (s *Server) resealCopy(c *objectCopy) error {
 		)
 	}
 
-	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, c.choice)
+	lease, err := c.keys.Create(c.Context(), c.object(), c.client.Name, c.choice)
 	if err != nil {
 		return err
 	}

@@ -93,13 +93,13 @@ func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
 	return key, nil
 }
 
-// overTLS reports whether a request came over TLS, to the proxy itself or to
+// overTLS reports whether the request came over TLS, to the proxy itself or to
 // a TLS terminator on the same machine, if one is configured.
-func (s *Server) overTLS(r *http.Request) bool {
-	if r.TLS != nil || !s.LocalTLS {
-		return r.TLS != nil
+func (c *call) overTLS() bool {
+	if c.TLS != nil || !c.settings.LocalTLS {
+		return c.TLS != nil
 	}
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	host, _, err := net.SplitHostPort(c.RemoteAddr)
 	return err == nil && net.ParseIP(host).IsLoopback()
 }
 
@@ -121,7 +121,7 @@ func (s *Server) openKey(
 ) (lease *keyring.Lease, err error) {
 	switch key := c.readingKey(); {
 	case keyID != crypt.CustomerKeyID:
-		lease, err = s.Keys.Open(ctx, obj, keyID, wrapped)
+		lease, err = c.keys.Open(ctx, obj, keyID, wrapped)
 	case key == nil:
 		return nil, badRequest(
 			"InvalidRequest",
@@ -129,7 +129,7 @@ func (s *Server) openKey(
 				"The correct parameters must be provided to retrieve the object.",
 		)
 	default:
-		lease, err = s.Keys.OpenForCustomer(ctx, obj, wrapped, key)
+		lease, err = c.keys.OpenForCustomer(ctx, obj, wrapped, key)
 	}
 
 	if err != nil {

@@ -364,7 +364,7 @@ func TestCustomerKeyIsNotRemembered(t *testing.T) {
 // on the same machine could have received the key over an unencrypted
 // network.
 func TestCustomerKeysWithoutTLS(t *testing.T) {
-	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.LocalTLS = false })
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Settings.LocalTLS = false })
 	r := request{
 		method: "PUT",
 		path:   "/" + p.bucket + "/k",

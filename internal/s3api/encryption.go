@@ -18,10 +18,10 @@ func (s *Server) getBucketEncryption(c *call) error {
 		return err
 	}
 
-	chosen, err := s.Keys.Rule(crypt.Object{Bucket: c.bucket}, c.client.Name)
+	chosen, err := c.keys.Rule(crypt.Object{Bucket: c.bucket}, c.client.Name)
 	keyID := ""
 	if err == nil {
-		keyID, err = s.Keys.KeyID(c.Context(), crypt.Object{Bucket: c.bucket}, c.client.Name, "")
+		keyID, err = c.keys.KeyID(c.Context(), crypt.Object{Bucket: c.bucket}, c.client.Name, "")
 	}
 
 	if errors.Is(err, keyring.ErrTenant) || errors.Is(err, keyring.ErrNoTenant) {
@@ -38,7 +38,7 @@ func (s *Server) getBucketEncryption(c *call) error {
 		return err
 	}
 
-	allowed, err := s.Keys.AllowsCustomerKeys(c.bucket)
+	allowed, err := c.keys.AllowsCustomerKeys(c.bucket)
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (s *Server) putBucketEncryption(c *call) error {
 	if err != nil {
 		return err
 	}
-	if done && rule.Default == nil && !s.Keys.HasDefaults() {
+	if done && rule.Default == nil && !c.keys.HasDefaults() {
 		c.w.WriteHeader(http.StatusOK) // the rules say so already
 		return nil
 	}
@@ -158,7 +158,7 @@ func (r *encryptionRule) blocking() (keyring.Blocking, error) {
 // checkBlocking refuses to allow what the rules forbid, and a block that can
 // be kept nowhere. done reports whether the rules alone have the same effect.
 func (s *Server) checkBlocking(c *call, block keyring.Blocking) (done bool, err error) {
-	allowed := s.Keys.RulesAllowCustomerKeys(c.bucket)
+	allowed := c.keys.RulesAllowCustomerKeys(c.bucket)
 	switch {
 	case block == keyring.Unblock && !allowed:
 		return false, &Error{
@@ -166,7 +166,7 @@ func (s *Server) checkBlocking(c *call, block keyring.Blocking) (done bool, err 
 			Message: "The proxy's configuration forbids SSE-C in this bucket, and a client cannot allow it. The " +
 				"proxy's operator can, with customer_keys.",
 		}
-	case block == keyring.Block && allowed && !s.Keys.HasDefaults():
+	case block == keyring.Block && allowed && !c.keys.HasDefaults():
 		return false, notImplemented("Blocking SSE-C in a bucket",
 			"the proxy's configuration does it, with customer_keys or encryption.bucket_defaults_file")
 	}
@@ -183,11 +183,11 @@ func (s *Server) deleteBucketEncryption(c *call) error {
 }
 
 func (s *Server) setDefault(c *call, keyID string, block keyring.Blocking, status int) error {
-	if !s.Keys.HasDefaults() {
+	if !c.keys.HasDefaults() {
 		return notImplemented("Choosing a bucket's KMS key",
 			"the proxy's configuration does it, with encryption.rules or encryption.bucket_defaults_file")
 	}
-	if err := s.Keys.SetDefault(c.Context(), c.bucket, c.client.Name, keyID, block); err != nil {
+	if err := c.keys.SetDefault(c.Context(), c.bucket, c.client.Name, keyID, block); err != nil {
 		return err
 	}
 	c.w.WriteHeader(status)

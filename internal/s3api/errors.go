@@ -212,6 +212,13 @@ func asError(ctx context.Context, err error) *Error {
 		return own
 	case errors.As(err, &signature):
 		return &Error{Code: signature.Code, Message: signature.Message, Details: signature.Details(), cause: err}
+	case errors.Is(err, keyring.ErrRetired):
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The KMS key of this request has just been changed or removed. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.Is(err, keyring.ErrNotOpen): // the proxy keeps trying to open it
 		return &Error{
 			Code:       "ServiceUnavailable",

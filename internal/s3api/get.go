@@ -101,18 +101,18 @@ func (s *Server) headObject(c *call) error {
 // otherwise only if the data key is cached. In any case, the object must be that
 // of a tenant if it is in a rule for tenants.
 func (s *Server) proveHead(c *call, q stored.Request, o *stored.Object) error {
-	if err := s.Keys.CheckTenant(q.Object); err != nil {
+	if err := c.keys.CheckTenant(q.Object); err != nil {
 		return err
 	}
 
 	switch {
 	case o.CustomerKey: // verified by proveCustomerKey
 		return nil
-	case s.VerifyHead:
+	case c.settings.VerifyHead:
 		return c.reader.Prove(c.Context(), q, o)
 	}
 	return c.reader.ProveCached(o, func(keyID string, wrapped []byte) (stored.Lease, error) {
-		return asLease(s.Keys.OpenCached(c.Context(), q.Object, keyID, wrapped))
+		return asLease(c.keys.OpenCached(c.Context(), q.Object, keyID, wrapped))
 	})
 }
 
@@ -146,7 +146,7 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 // bytes, and some stores keep no envelope of it.
 func (s *Server) admitPlaintext(c *call, obj crypt.Object) func(size int64) error {
 	return func(size int64) error {
-		if s.Keys.AllowPlaintext(obj, c.client.Name) || size == 0 && s.dropsMetadata(c, obj) {
+		if c.keys.AllowPlaintext(obj, c.client.Name) || size == 0 && s.dropsMetadata(c, obj) {
 			return nil
 		}
 		return &Error{

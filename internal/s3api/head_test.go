@@ -26,7 +26,7 @@ func shrink(resp *http.Response) {
 func TestHeadIsVerified(t *testing.T) {
 	for _, always := range []bool{false, true} {
 		t.Run(fmt.Sprintf("always %t", always), func(t *testing.T) {
-			p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.VerifyHead = always })
+			p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Settings.VerifyHead = always })
 			p.put("single", randomText(1000))
 			p.upload("parts", []int{5 * mib, 1000}).mustComplete()
 

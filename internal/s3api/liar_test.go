@@ -463,7 +463,7 @@ type trial struct {
 func newTrial(t testing.TB) *trial {
 	tr := &trial{liar: &liar{}}
 	tr.proxy = newProxy(t, func(_ *proxy, cfg *s3api.Config, ring *keyring.Config) {
-		tr.liar.next, cfg.Origin, cfg.VerifyHead = cfg.Origin, tr.liar, true
+		tr.liar.next, cfg.Origin, cfg.Settings.VerifyHead = cfg.Origin, tr.liar, true
 		reuse := keyring.Rule{
 			Buckets: []string{"reuse-*"},
 			Key:     "main",

@@ -197,14 +197,14 @@ func appendETag(out, stored []byte) []byte {
 func (s *Server) findSizes(c *call, list *listingPage) error {
 	entries, encoding := list.entries, list.encoding
 	counted := s.countsParts(c, entries)
-	mayBePlain := s.Keys.MayHavePlaintext(c.bucket)
+	mayBePlain := c.keys.MayHavePlaintext(c.bucket)
 	var asked errgroup.Group
 	asked.SetLimit(sizeRequests)
 
 	for i := range entries {
 		e := &entries[i]
 		e.plain = plaintextSize(e.etag, e.size)
-		plaintext := mayBePlain && s.Keys.AllowPlaintext(e.object(c.bucket, encoding), c.client.Name)
+		plaintext := mayBePlain && c.keys.AllowPlaintext(e.object(c.bucket, encoding), c.client.Name)
 		if !e.hasSize() || counted && !plaintext {
 			continue
 		}

@@ -50,7 +50,7 @@ func (s *Server) createUpload(c *call, kind objectSum) ([]byte, error) {
 
 	// If the key cannot be used, the client gets the error now, and not with
 	// the first part.
-	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
+	sealed, err := c.keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (s *Server) addMark(c *call, header http.Header, sealed *keyring.DataKey) (
 	if err := checkMetadata(c.Header, nil); err != nil {
 		return nil, err
 	}
-	format := s.Keys.Format(c.object(), c.client.Name)
+	format := c.keys.Format(c.object(), c.client.Name)
 	mark := crypt.Mark{Version: format.Version, KeyID: sealed.KeyID, WrappedDEK: sealed.Wrapped}
 	var entries map[string]string
 	var err error
@@ -127,11 +127,11 @@ func (s *Server) otherKey(c *call, asked string) (string, error) {
 	if asked == "" {
 		return "", nil
 	}
-	id, err := s.Keys.KeyID(c.Context(), c.object(), c.client.Name, asked)
+	id, err := c.keys.KeyID(c.Context(), c.object(), c.client.Name, asked)
 	if err != nil {
 		return "", err
 	}
-	if own, err := s.Keys.KeyID(c.Context(), c.object(), c.client.Name, ""); err == nil && own == id {
+	if own, err := c.keys.KeyID(c.Context(), c.object(), c.client.Name, ""); err == nil && own == id {
 		return "", nil
 	}
 	return id, nil

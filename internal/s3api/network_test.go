@@ -53,7 +53,7 @@ func behindNetwork(t testing.TB, late time.Duration) (*proxy, *network) {
 	}
 
 	direct := func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
-		cfg.IdleTimeout = late
+		cfg.Settings.IdleTimeout = late
 		w.counts = cfg.Metrics
 		store := proxytest.OriginConfig(newNetworkTransport(w.late))
 		store.Endpoint = endpoint

@@ -73,13 +73,13 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	c.addGuards(r)
 	start := s.Now()
-	resp, err := s.Origin.RoundTrip(r)
+	resp, err := s.Origin.RoundTrip(c.traced(r))
 	took := s.Now().Sub(start)
 	c.originTime.Add(int64(took))
 
 	if err != nil {
 		s.Metrics.Origin(c.op, 0, took)
-		s.countFault(storefault.Of(err))
+		s.countFault(storefault.Of(err), nil)
 		return nil, fmt.Errorf("%w: %w", errOrigin, err)
 	}
 	s.Metrics.Origin(c.op, resp.StatusCode, took)
@@ -96,15 +96,17 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		resp.Body = &storeBody{resp.Body}
 		if resp.StatusCode == http.StatusNotModified {
+			s.Metrics.OriginUp(true)
 			return resp, nil
 		}
 
 		if err := s.check(r, resp); err != nil {
 			_ = resp.Body.Close()
-			s.countFault(storefault.Of(err))
+			s.countFault(storefault.Of(err), resp)
 			return nil, err
 		}
 		s.trusted.note(s.Now())
+		s.Metrics.OriginUp(true)
 		return resp, nil
 	}
 	defer closeBody(resp)
@@ -116,7 +118,10 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	if fault != nil && fault.Kind == storefault.Credentials {
 		s.trusted.forget()
 	}
-	s.countFault(fault)
+	s.countFault(fault, resp)
+	if fault == nil && acceptsCredentials(resp.StatusCode) {
+		s.Metrics.OriginUp(true)
+	}
 	return nil, failure
 }
 
@@ -204,12 +209,42 @@ func (t *trust) isRecent(now time.Time) bool {
 	return at != 0 && since >= 0 && since < trustTime
 }
 
-// countFault counts a fault of the store; nil is none.
-func (s *Server) countFault(fault *storefault.Error) {
-	if fault != nil {
-		s.Metrics.OriginFault(string(fault.Kind))
+// countFault counts a fault of the store; nil is none. resp is the answer that
+// shows it, or nil if there was none.
+func (s *Server) countFault(fault *storefault.Error, resp *http.Response) {
+	if fault == nil {
+		return
+	}
+	s.Metrics.OriginFault(string(fault.Kind))
+	if isOutage(fault.Kind, resp) {
+		s.Metrics.OriginUp(false)
 	}
 }
+
+// isOutage reports whether a fault is one of the store itself, or of the proxy's
+// credentials, whatever the client has asked for. A store that throttles works;
+// a bucket that the client names may be in another region; a gateway may refuse
+// a request with a page because of its path or length; and the store itself,
+// which gives each request an id, may have an object without an ETag.
+func isOutage(kind storefault.Kind, resp *http.Response) bool {
+	switch {
+	case kind == storefault.Throttled, kind == storefault.Redirect:
+		return false
+	case kind != storefault.Foreign, resp == nil:
+		return true
+	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusProxyAuthRequired:
+		return true
+	case resp.StatusCode < 300:
+		return resp.Header.Get("X-Amz-Request-Id") == ""
+	default:
+		return resp.StatusCode < 400 || resp.StatusCode >= 500
+	}
+}
+
+// acceptsCredentials reports whether a refusal, which is no fault, proves that
+// the store has accepted the proxy's credentials. Stores may answer 400 before
+// they look at them.
+func acceptsCredentials(status int) bool { return status > 400 && status < 500 }
 
 // repeatAsGet returns the reason why the store refused a HEAD. An answer to
 // HEAD has no body, so repeatAsGet sends a GET. Without it, the client could

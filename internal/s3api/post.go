@@ -161,7 +161,7 @@ func (s *Server) authenticateForm(c *call) error {
 		return err
 	}
 	c.in.Add(c.ContentLength - f.left)
-	known := s.Clients.Now()
+	known := c.clients
 
 	post, err := s.verifier(known).VerifyPost(f.fields)
 	if err != nil {

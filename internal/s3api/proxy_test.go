@@ -146,10 +146,13 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	}
 
 	cfg := s3api.Config{
-		Origin: p.origin, Clients: clients, Domains: []string{"s3.test", "test", "other.s3.test"}, Capabilities: capability.Always(capability.Set{capability.PartCount: capability.Yes}), Metrics: metrics.New(),
-		IdleTimeout: 20 * time.Second,
-		// 72 of them for one client
-		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true,
+		Origin: p.origin, Clients: clients, Capabilities: capability.Always(capability.Set{capability.PartCount: capability.Yes}), Metrics: metrics.New(),
+		Now: now, Random: rand.Reader,
+		Settings: s3api.Settings{
+			Domains:     []string{"s3.test", "test", "other.s3.test"},
+			IdleTimeout: 20 * time.Second, MaxConcurrent: 96, // 72 of them for one client
+			LocalTLS: true,
+		},
 		Log: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), p.log, zap.DebugLevel)),
 	}
 

@@ -52,7 +52,7 @@ func (s *Server) sealObject(c *call) error {
 		return err
 	}
 
-	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
+	lease, err := c.keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (s *Server) setKey(e *crypt.Envelope, lease *keyring.DataKey, sums digests)
 // header. own has the object's user metadata; S3's size limit is for both
 // together.
 func (s *Server) addEnvelope(c *call, header, own http.Header, e *crypt.Envelope, dek []byte) (http.Header, error) {
-	format := s.Keys.Format(c.object(), c.client.Name)
+	format := c.keys.Format(c.object(), c.client.Name)
 	e.Version, e.Meta = format.Version, nil
 	var entries map[string]string
 	var err error

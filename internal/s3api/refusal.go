@@ -35,7 +35,7 @@ func (s *Server) refuseEarly(w http.ResponseWriter, r *http.Request) bool {
 	why := s.fast.full(h, ageOf(r))
 	switch {
 	case why != "":
-	case s.budget.full(h.name, s.fast.most(h), s.fast.size):
+	case s.budget.full(h.name, s.fast.most(h), s.fast.limit()):
 		why = noMemory
 	default:
 		return false

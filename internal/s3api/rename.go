@@ -103,7 +103,7 @@ func (s *Server) checkMove(c *objectCopy) error {
 		return err
 	}
 	c.choice = keyring.Choice{Context: wrapped.Context}
-	if _, err := s.Keys.KeyID(c.Context(), c.object(), c.client.Name, c.seen.Envelope.KeyID); err == nil {
+	if _, err := c.keys.KeyID(c.Context(), c.object(), c.client.Name, c.seen.Envelope.KeyID); err == nil {
 		c.choice.KeyID = c.seen.Envelope.KeyID
 	}
 	return nil

@@ -444,7 +444,9 @@ func (p *proxy) dialPut(length int) net.Conn {
 }
 
 func TestClientThatStalls(t *testing.T) {
-	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.IdleTimeout = 400 * time.Millisecond })
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
+		cfg.Settings.IdleTimeout = 400 * time.Millisecond
+	})
 	conn := p.dialPut(1000)
 	fmt.Fprint(conn, "ten bytes.")
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -463,7 +465,7 @@ func TestClientThatStalls(t *testing.T) {
 }
 
 func TestTooManyRequests(t *testing.T) {
-	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.MaxConcurrent = 1 })
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Settings.MaxConcurrent = 1 })
 	reached, release := make(chan struct{}), make(chan struct{})
 	p.origin.set(func(*http.Request) (*http.Response, error) {
 		close(reached)

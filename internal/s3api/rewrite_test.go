@@ -66,8 +66,8 @@ func listing(doc []byte) ([]byte, error) {
 		return nil, err
 	}
 	counts := capability.Set{capability.PartCount: capability.Yes}
-	s := &Server{Config: Config{Capabilities: capability.Always(counts), Keys: keys}}
-	return s.listWithSizes(&call{Request: &http.Request{}, bucket: "b", client: &access.Client{}}, doc, "Contents")
+	s := &Server{Config: Config{Capabilities: capability.Always(counts)}}
+	return s.listWithSizes(&call{Request: &http.Request{}, keys: keys, bucket: "b", client: &access.Client{}}, doc, "Contents")
 }
 
 func FuzzListing(f *testing.F) {

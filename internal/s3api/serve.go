@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -23,38 +25,49 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/storefault"
+	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
 
 // Config configures a Server. Fields are required unless a comment says what
 // zero or empty means; false is valid for all bools.
 type Config struct {
-	Origin        http.RoundTripper // the store
-	Keys          *keyring.Keyring
-	Clients       *access.Directory
-	Domains       []string // base domains of virtual-host-style requests; empty for path-style only
-	UniformParts  bool     // the store refuses a small last part after parts of different sizes; see appendEnd
-	VerifyHead    bool     // HEAD verifies the envelope's MAC, at the cost of a KMS request
-	Log           *zap.Logger
-	Metrics       *metrics.Metrics
+	Origin       http.RoundTripper // the store
+	Keys         *keyring.Keyring
+	Clients      *access.Directory
+	Settings     Settings
+	UniformParts bool // the store refuses a small last part after parts of different sizes; see appendEnd
+	Log          *zap.Logger
+	Metrics      *metrics.Metrics
+	Tracing      *tracing.Tracer // records requests; nil for none
+	KeepAlive    time.Duration   // a slow operation such as a copy sends white space this often; 0: 10 s
+	Admission    Admission       // limits concurrent requests further; nil for no further limits
+	Now          func() time.Time
+	Random       io.Reader // for salts and nonces
+
+	KeyNames keyname.Store // how the store treats object keys; empty: Capabilities says it
+	// Capabilities returns what the store can do. It may ask the store about
+	// what is needed, in the bucket of the request.
+	Capabilities func(ctx context.Context, bucket string, needed ...capability.Capability) capability.Set
+}
+
+// Settings are the part of a Config that Server.Change can change.
+type Settings struct {
+	Domains       []string      // base domains of virtual-host-style requests; empty for path-style only
+	VerifyHead    bool          // HEAD verifies the envelope's MAC, at the cost of a KMS request
 	IdleTimeout   time.Duration // a transfer is ended when no byte moves for this long
-	KeepAlive     time.Duration // a slow operation such as a copy sends white space this often; 0: 10 s
 	HeaderTimeout time.Duration // limit for reading a form up to its file; 0: 10 s
 	MaxConcurrent int           // concurrent requests; more get 503 SlowDown
 	MaxPerClient  int           // concurrent requests of one client; 0: three quarters of MaxConcurrent
 	MaxUnsigned   int           // concurrent requests that are not authenticated; 0: MaxConcurrent/16
 	Memory        int64         // bytes that requests may hold together; more get 503 SlowDown; 0: no limit
-	Admission     Admission     // limits concurrent requests further; nil for no further limits
 	MinRate       int64         // bytes per second that a client must move while the proxy waits for it; 0: no minimum
-	Now           func() time.Time
-	Random        io.Reader // for salts and nonces
-
 	// LocalTLS treats requests from loopback addresses as if they came over
 	// TLS: a TLS terminator runs on this machine.
 	LocalTLS bool
-	KeyNames keyname.Store // how the store treats object keys; empty: Capabilities says it
-	// Capabilities returns what the store can do. It may ask the store about
-	// what is needed, in the bucket of the request.
-	Capabilities func(ctx context.Context, bucket string, needed ...capability.Capability) capability.Set
+	// LogEvery is how many successful requests have one line in the access
+	// log. 0 or 1 means that each has one, and a negative number that none
+	// has. Requests that failed always have one.
+	LogEvery int64
 }
 
 // Admission knows how much the proxy has to do.
@@ -76,14 +89,21 @@ type Server struct {
 
 	signingKeys *sigv4.SigningKeys
 
+	// swapping is held while what a request begins with changes: settings,
+	// clients, keys and rules.
+	swapping  sync.RWMutex
+	settings  atomic.Pointer[Settings]
+	successes atomic.Int64 // of which one in some is in the access log
+
 	fast, slow, unsigned *pool
 	budget               *budget
 	trusted              trust         // the proxy's credentials at the store
 	formBuffers          chan struct{} // has an element for each form that is in memory: postform.go
 
-	// CheckAnswer. A direct call would be an initialization cycle: it needs
-	// the routes, and the routes need the handlers.
-	check func(*http.Request, *http.Response) error
+	// CheckAnswer and sentAs. Direct calls would be initialization cycles:
+	// they need the routes, and the routes need the handlers.
+	check  func(*http.Request, *http.Response) error
+	sentAs func(*http.Request) *route
 }
 
 // New returns a Server.
@@ -99,10 +119,28 @@ func New(cfg Config) *Server {
 
 		formBuffers: make(chan struct{}, formBufferCount),
 		check:       CheckAnswer,
+		sentAs:      sentAs,
 	}
+	s.settings.Store(&cfg.Settings)
 	s.pools()
 	return s
 }
+
+// Change makes requests that begin from now on use other settings. change, if
+// not nil, is called while no request begins: a request has the clients, keys
+// and rules from before it, or those from after it, and never some of each.
+func (s *Server) Change(next Settings, change func()) {
+	s.swapping.Lock()
+	defer s.swapping.Unlock()
+	s.settings.Store(&next)
+	if change != nil {
+		change()
+	}
+	s.resize()
+}
+
+// CurrentSettings returns the settings of requests that begin now.
+func (s *Server) CurrentSettings() Settings { return *s.settings.Load() }
 
 // ServeHTTP serves one S3 request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -121,6 +159,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := newCall(s, w, r, cancel)
 	c.w.close = poisoned
 	defer s.leave(c) // after the error response, which may ask the store
+	ctx, c.trace = s.Tracing.Start(ctx, r)
 	c.Request = r.WithContext(context.WithValue(ctx, callKey{}, c))
 
 	if r.Body == nil || r.Body == http.NoBody {
@@ -170,7 +209,7 @@ func (s *Server) handle(c *call) error {
 	if err := checkHeaderSize(c.Header); err != nil {
 		return err
 	}
-	if err := c.locate(s.Domains); err != nil {
+	if err := c.locate(c.settings.Domains); err != nil {
 		return err
 	}
 
@@ -253,7 +292,7 @@ func (s *Server) admit(c *call) error {
 	if err := s.enter(c, s.unsigned, holder{}); err != nil {
 		return err
 	}
-	stop := c.within(cmp.Or(s.HeaderTimeout, defaultHeaderTimeout))
+	stop := c.within(cmp.Or(c.settings.HeaderTimeout, defaultHeaderTimeout))
 	err := s.authenticateForm(c)
 	stop()
 
@@ -275,7 +314,7 @@ func (s *Server) finish(c *call, err error) {
 	if err != nil {
 		answer = asError(c.Context(), s.nameNotFound(c, err))
 		s.mentionNames(c, answer)
-		c.w.close = c.w.close || answer.Code == "RequestTimeout" || answer.Code == "ClientClosedRequest"
+		c.w.close = c.w.close || isCut(answer.Code)
 		if c.w.status != 0 {
 			c.aborted = true
 		} else {
@@ -309,6 +348,8 @@ func (s *Server) finishRecovering(c *call, err error) {
 				zap.String("cause", fmt.Sprintf("panic: %v\n%s", p, debug.Stack())),
 			)
 		}
+		c.aborted = true
+		c.endTrace("InternalError") // unless it has ended
 
 		panic(http.ErrAbortHandler)
 	}()
@@ -321,6 +362,16 @@ func (s *Server) finishRecovering(c *call, err error) {
 func (s *Server) record(c *call, answer *Error) {
 	took := s.Now().Sub(c.start)
 	code := ""
+	if answer != nil {
+		code = answer.Code
+	}
+	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes, c.exemplar())
+	s.Metrics.RequestBy(c.clientName(), c.bucket, c.w.status, c.in.Load(), c.w.bytes)
+	defer c.endTrace(countedCode(code))
+	if c.succeeded(answer) && !s.logsSuccess(c.settings.LogEvery) {
+		return
+	}
+
 	fields := append(
 		make([]zap.Field, 0, maxLogFields),
 		zap.String("request_id", c.id),
@@ -353,10 +404,12 @@ func (s *Server) record(c *call, answer *Error) {
 	if c.aborted {
 		fields = append(fields, zap.Bool("aborted", true))
 	}
+	if id := c.trace.TraceID(); id != "" {
+		fields = append(fields, zap.String("trace_id", id))
+	}
 
 	log := s.Log.Info
 	if answer != nil {
-		code = answer.Code
 		fields = append(fields, zap.String("code", code), zap.String("cause", cause(answer)))
 		if answer.Status() >= http.StatusInternalServerError || answer.Code == "ObjectIntegrityError" {
 			log = s.Log.Error
@@ -364,11 +417,28 @@ func (s *Server) record(c *call, answer *Error) {
 	}
 
 	log("request", fields...)
-	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
+}
+
+// succeeded reports whether nothing went wrong, not even at the first attempt.
+func (c *call) succeeded(answer *Error) bool {
+	return c.w.status < http.StatusBadRequest && !c.aborted && c.retries.Load() == 0 &&
+		(answer == nil || answer.Status() < http.StatusBadRequest)
+}
+
+// logsSuccess reports whether a successful request is in the access log.
+func (s *Server) logsSuccess(every int64) bool {
+	switch {
+	case every < 0:
+		return false
+	case every <= 1:
+		return true
+	default:
+		return s.successes.Add(1)%every == 1
+	}
 }
 
 // maxLogFields is the most fields of an entry in the access log.
-const maxLogFields = 19
+const maxLogFields = 20
 
 func milliseconds(name string, d time.Duration) zap.Field {
 	return zap.Float64(name, float64(d.Microseconds())/1000)

@@ -363,16 +363,45 @@ func (s *slot) grow() {
 
 // pools creates the pools of a server.
 func (s *Server) pools() {
-	strangers := s.MaxUnsigned
-	if strangers <= 0 {
-		strangers = max(1, s.MaxConcurrent/16)
-	}
-	s.fast, s.slow = newPool(s.MaxConcurrent, s.share), newPool(s.MaxConcurrent, s.share)
-	s.unsigned = newPool(strangers, func() int { return strangers })
-	s.budget = &budget{size: s.Memory, of: make(map[string]int64)}
+	s.fast, s.slow, s.unsigned = newPool(0, s.share), newPool(0, s.share), newPool(0, s.strangers)
+	s.budget = &budget{of: make(map[string]int64)}
 	if s.Admission != nil {
 		s.fast.crowd, s.fast.saturated = crowdOf*runtime.GOMAXPROCS(0), s.Admission.Saturated
 	}
+	s.resize()
+}
+
+// resize gives the pools the sizes in the settings. Requests that run keep their
+// slots, so there may be more than the size for a while.
+func (s *Server) resize() {
+	now := s.settings.Load()
+	s.fast.resize(now.MaxConcurrent)
+	s.slow.resize(now.MaxConcurrent)
+	s.unsigned.resize(s.strangers())
+	s.budget.resize(now.Memory)
+}
+
+// strangers returns the number of slots for requests that are not authenticated.
+func (s *Server) strangers() int {
+	now := s.settings.Load()
+	if now.MaxUnsigned > 0 {
+		return now.MaxUnsigned
+	}
+	return max(1, now.MaxConcurrent/16)
+}
+
+func (p *pool) resize(size int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.size = size
+	p.admitNext()
+}
+
+// limit returns the size of the pool.
+func (p *pool) limit() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.size
 }
 
 // crowdOf is the number of young requests for each CPU that may run even if
@@ -395,16 +424,16 @@ type Load struct {
 
 // Load returns the load at the moment.
 func (s *Server) Load() Load {
-	l := Load{YoungLimit: s.fast.size, MemoryLimit: s.budget.size, Clients: make(map[string]int)}
+	l := Load{Clients: make(map[string]int)}
 	l.Running = s.slow.count(l.Clients)
 	s.budget.mu.Lock()
-	l.Memory = s.budget.used
+	l.Memory, l.MemoryLimit = s.budget.used, s.budget.size
 	s.budget.mu.Unlock()
 
 	s.fast.mu.Lock()
 	defer s.fast.mu.Unlock()
 	l.Running += s.fast.countLocked(l.Clients)
-	l.Young = s.fast.young
+	l.Young, l.YoungLimit = s.fast.young, s.fast.size
 	if s.fast.crowd > 0 && s.fast.saturated() {
 		l.YoungLimit = min(s.fast.crowd, s.fast.size)
 	}
@@ -428,13 +457,13 @@ func (p *pool) countLocked(byHolder map[string]int) int {
 // share returns the number of slots of a pool that one client may hold. A
 // single client may hold all of them.
 func (s *Server) share() int {
-	switch {
-	case s.MaxPerClient > 0:
-		return s.MaxPerClient
+	switch now := s.settings.Load(); {
+	case now.MaxPerClient > 0:
+		return now.MaxPerClient
 	case s.Clients.Clients() == 1:
-		return s.MaxConcurrent
+		return now.MaxConcurrent
 	default:
-		return max(1, s.MaxConcurrent*3/4)
+		return max(1, now.MaxConcurrent*3/4)
 	}
 }
 
@@ -443,7 +472,7 @@ func (s *Server) share() int {
 func (s *Server) enter(c *call, p *pool, h holder) error {
 	need, at := reservation{h.name, c.memory()}, ageOf(c.Request)
 	why := p.acquireInLine(c.Context(), h, at)
-	if why == "" && !s.budget.reserve(need, p.most(h), p.size) {
+	if why == "" && !s.budget.reserve(need, p.most(h), p.limit()) {
 		p.release(h, at)
 		why = noMemory
 	}
@@ -500,12 +529,12 @@ func (s *Server) checkPace(c *call) error {
 	now.moved, now.waited = c.idle.pace()
 	lately, longer := c.slot.pace.since(now), c.slot.floor.since(now)
 	c.slot.pace = now
-	if longer.waited >= s.IdleTimeout {
+	if longer.waited >= c.settings.IdleTimeout {
 		c.slot.floor = now
 	}
 
 	switch {
-	case longer.waited >= s.IdleTimeout && longer.below(s.MinRate):
+	case longer.waited >= c.settings.IdleTimeout && longer.below(c.settings.MinRate):
 		return errIdle
 	case lately.waited < slowAfter/2 || !lately.below(slowRate) || c.slot.pool != s.fast:
 		return nil

@@ -23,7 +23,7 @@ const soon = time.Minute
 // few limits the proxy to four concurrent requests: three per client, and
 // one without a signature.
 func few(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
-	cfg.MaxConcurrent, cfg.HeaderTimeout = 4, 500*time.Millisecond
+	cfg.Settings.MaxConcurrent, cfg.Settings.HeaderTimeout = 4, 500*time.Millisecond
 }
 
 // dial sends raw bytes, and leaves the connection open.
@@ -199,7 +199,7 @@ func TestSlowReadersMakeRoom(t *testing.T) {
 // count.
 func TestLeastRate(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
-		cfg.IdleTimeout, cfg.MinRate = 2*time.Second, 1024
+		cfg.Settings.IdleTimeout, cfg.Settings.MinRate = 2*time.Second, 1024
 	})
 	conn := p.dialPut(1000)
 	ended := make(chan struct{})

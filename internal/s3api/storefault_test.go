@@ -219,6 +219,77 @@ func (w *network) faults(kind string) (total float64) {
 	return total
 }
 
+// originUp returns the line of the metric; "" for none.
+func (w *network) originUp() string {
+	w.t.Helper()
+	rec := httptest.NewRecorder()
+	w.counts.Handler().ServeHTTP(rec, httptest.NewRequestWithContext(w.t.Context(), http.MethodGet, "/metrics", nil))
+	for line := range strings.Lines(rec.Body.String()) {
+		if strings.HasPrefix(line, "cmekproxy_origin_up ") {
+			return strings.TrimSpace(line)
+		}
+	}
+	return ""
+}
+
+// The store is down after a fault of its own or of the proxy's credentials, and
+// up after its next answer. What a client asks for cannot change that: not a
+// refusal, and not a bucket of another region.
+func TestOriginUp(t *testing.T) {
+	const up, down = "cmekproxy_origin_up 1", "cmekproxy_origin_up 0"
+	p, w := behindNetwork(t, time.Minute)
+	get := request{method: "GET", path: "/" + p.bucket + "/k"}
+	p.put("k", []byte("text"))
+	if got := w.originUp(); got != up {
+		t.Errorf("after an upload: %q", got)
+	}
+
+	for _, row := range []struct {
+		name   string
+		status int
+		header http.Header
+		body   string
+		want   string // after up
+		later  string // the same answer, after down
+	}{
+		{"internal error", 500, nil, refusal("InternalError", ""), down, down},
+		{"a gateway", 502, htmlPage, "<html>bad gateway</html>", down, down},
+		{"credentials", 403, nil, refusal("InvalidAccessKeyId", ""), down, down},
+		{"clock", 403, nil, refusal("RequestTimeTooSkewed", ""), down, down},
+		{"a login page", 200, htmlPage, "<html>log in</html>", down, down},
+		{"another API", 401, nil, `{"error":"unauthorized"}`, down, down},
+		{"a redirect to a login page", 302, http.Header{"Location": {"https://login.example/"}}, "", down, down},
+		{"an object without an ETag", 200, http.Header{"X-Amz-Request-Id": {"1"}}, "text", up, down},
+		{"throttles", 503, nil, refusal("SlowDown", ""), up, down},
+		{"another region", 301, nil, refusal("PermanentRedirect", "<Region>eu-west-1</Region>"), up, down},
+		{"a gateway that refuses a path", 403, htmlPage, "<html>blocked</html>", up, down},
+		{"not implemented", 501, nil, refusal("NotImplemented", ""), up, down},
+		{"bad request", 400, nil, refusal("InvalidArgument", ""), up, down},
+		{"access denied", 403, nil, refusal("AccessDenied", ""), up, up},
+		{"a missing object", 404, nil, refusal("NoSuchKey", ""), up, up},
+		{"a missing bucket", 404, nil, refusal("NoSuchBucket", ""), up, up},
+		{"a condition", 412, nil, refusal("PreconditionFailed", ""), up, up},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			w.set(nil)
+			p.send(get)
+			w.answerAll(row.status, row.header, row.body)
+			p.send(get)
+			if got := w.originUp(); got != row.want {
+				t.Errorf("after an answer and this: %q, want %q", got, row.want)
+			}
+
+			w.answerAll(500, nil, refusal("InternalError", ""))
+			p.send(get)
+			w.answerAll(row.status, row.header, row.body)
+			p.send(get)
+			if got := w.originUp(); got != row.later {
+				t.Errorf("after a fault and this: %q, want %q", got, row.later)
+			}
+		})
+	}
+}
+
 // lastCause returns the cause in the last line of the log.
 func (p *proxy) lastCause() string {
 	lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")

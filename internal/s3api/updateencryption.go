@@ -120,14 +120,14 @@ func (s *Server) rewrapEnvelope(u *encryptionUpdate) (*keyring.DataKey, error) {
 	}
 	u.choice.Context = wrapped.Context
 
-	sealed, err := s.Keys.Rewrap(u.Context(), u.lease, u.source.Object, u.client.Name, u.choice)
+	sealed, err := u.keys.Rewrap(u.Context(), u.lease, u.source.Object, u.client.Name, u.choice)
 	if err != nil {
 		return nil, err
 	}
 	u.keyID, u.fresh = sealed.KeyID, *u.seen.Envelope
 	u.fresh.KeyID, u.fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
 
-	err = s.Keys.Prove(u.Context(), sealed)
+	err = u.keys.Prove(u.Context(), sealed)
 	if err == nil {
 		err = u.fresh.Sign(u.lease.DEK(), u.source.Object)
 	}

@@ -211,7 +211,7 @@ func (s *Server) uploadKey(c *call) (*keyring.DataKey, error) {
 		}
 	}
 
-	sealed, err := s.Keys.Create(ctx, c.object(), c.client.Name, c.uploadChoice())
+	sealed, err := c.keys.Create(ctx, c.object(), c.client.Name, c.uploadChoice())
 	if err != nil {
 		return nil, err
 	}
@@ -240,15 +240,15 @@ func (s *Server) openUploadKey(c *call, entry *uploadKey) (*keyring.Lease, error
 	case !underCustomer && c.customerKey != nil:
 		return nil, badRequest("InvalidRequest", "The encryption parameters are not applicable to this object.")
 	case !underCustomer:
-		return s.Keys.Open(c.Context(), c.object(), entry.keyID, entry.wrapped)
+		return c.keys.Open(c.Context(), c.object(), entry.keyID, entry.wrapped)
 	}
 
 	// The data key may come from the client's upload id, so check it again.
-	if err := s.Keys.CheckCustomerKeys(c.object(), c.client.Name); err != nil {
+	if err := c.keys.CheckCustomerKeys(c.object(), c.client.Name); err != nil {
 		return nil, err
 	}
 
-	lease, err := s.Keys.OpenForCustomer(c.Context(), c.object(), entry.wrapped, c.customerKey)
+	lease, err := c.keys.OpenForCustomer(c.Context(), c.object(), entry.wrapped, c.customerKey)
 	if errors.Is(err, crypt.ErrCustomerKey) {
 		return nil, &Error{
 			Code:    "InvalidRequest",
@@ -267,7 +267,7 @@ func (s *Server) endKey(c *call) (*keyring.DataKey, error) {
 	if c.customerKey != nil || !s.uploads.forCustomer(c) {
 		return s.partKey(c)
 	}
-	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, keyring.Choice{})
+	sealed, err := c.keys.Create(c.Context(), c.object(), c.client.Name, keyring.Choice{})
 	if err != nil {
 		return nil, err
 	}

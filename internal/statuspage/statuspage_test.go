@@ -42,7 +42,7 @@ func (r *recorder) after(d time.Duration) {
 func TestHistoryCountsWhatIsNew(t *testing.T) {
 	r := newRecorder()
 	request := func(operation string, status int, code string) {
-		r.metrics.Request(operation, status, code, time.Millisecond, 10, 100)
+		r.metrics.Request(operation, status, code, time.Millisecond, 10, 100, "")
 	}
 	request("GetObject", 200, "")
 	request("GetObject", 404, "NoSuchKey")
@@ -85,10 +85,10 @@ func TestHistoryIsBounded(t *testing.T) {
 	r := newRecorder()
 	for range 200 {
 		for kind := range 40 {
-			r.metrics.Request("GetObject", 400, fmt.Sprint("Code", kind), time.Millisecond, 0, 0)
+			r.metrics.Request("GetObject", 400, fmt.Sprint("Code", kind), time.Millisecond, 0, 0, "")
 		}
-		r.metrics.Request("GetObject", 400, "Frequent", time.Millisecond, 0, 0)
-		r.metrics.Request("GetObject", 400, "Frequent", time.Millisecond, 0, 0)
+		r.metrics.Request("GetObject", 400, "Frequent", time.Millisecond, 0, 0, "")
+		r.metrics.Request("GetObject", 400, "Frequent", time.Millisecond, 0, 0, "")
 		r.after(5 * time.Second)
 	}
 
@@ -177,7 +177,7 @@ func TestNoticesOfErrors(t *testing.T) {
 		"NoSuchKey": "",
 	} {
 		r := newRecorder()
-		r.metrics.Request("GetObject", 400, code, time.Millisecond, 0, 0)
+		r.metrics.Request("GetObject", 400, code, time.Millisecond, 0, 0, "")
 		r.after(5 * time.Second)
 		report := sound()
 		report.Complete(r.Points())
@@ -214,7 +214,7 @@ func page(t *testing.T, r statuspage.Report) string {
 
 func TestPage(t *testing.T) {
 	rec := newRecorder()
-	rec.metrics.Request("GetObject", 404, "NoSuchKey", time.Millisecond, 0, 1<<20)
+	rec.metrics.Request("GetObject", 404, "NoSuchKey", time.Millisecond, 0, 1<<20, "")
 	rec.after(5 * time.Second)
 	rec.after(5 * time.Second)
 	r := sound()

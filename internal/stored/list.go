@@ -15,7 +15,7 @@ import (
 type Listing struct {
 	Bucket   string
 	Prefix   string
-	After    string // list only keys after this one; must be empty with Versions
+	After    string // list only keys after this one
 	Versions bool   // list all versions, not only the current ones
 }
 
@@ -75,6 +75,9 @@ func (l Listing) first() url.Values {
 	}
 	if l.Versions {
 		query.Set("versions", "")
+		if l.After != "" {
+			query.Set("key-marker", l.After)
+		}
 		return query
 	}
 	query.Set("list-type", "2")

@@ -33,6 +33,13 @@ const (
 	Foreign     Kind = "foreign"     // something other than the store answered
 )
 
+// Kinds returns all kinds of faults.
+func Kinds() []Kind {
+	return []Kind{
+		Unreachable, TLS, Timeout, Broken, Throttled, Unavailable, Credentials, Clock, Redirect, Foreign,
+	}
+}
+
 // Error is one fault. For people it says what happened and what to check.
 type Error struct {
 	Kind Kind

@@ -32,11 +32,12 @@ const (
 	KeyRevoked     Fault = "key-revoked"     // the KMS refuses the key: disabled, denied, destroyed
 	KeyUnknown     Fault = "key-unknown"     // no configured key has the id that the envelope names
 	KeyUnavailable Fault = "key-unavailable" // the KMS cannot be reached, or does not answer
+	KeyRule        Fault = "key-rule"        // no rule for the object allows the key in its envelope
 	Store          Fault = "store"           // the store cannot be reached, or refuses
 )
 
 // Faults are all faults, in the order of reports.
-var Faults = []Fault{Integrity, Name, Plaintext, KeyRevoked, KeyUnknown, KeyUnavailable, Store}
+var Faults = []Fault{Integrity, Name, Plaintext, KeyRevoked, KeyUnknown, KeyUnavailable, KeyRule, Store}
 
 // ErrPlaintext means that an object has no envelope.
 var ErrPlaintext = errors.New("it has no encryption envelope: cmekproxy did not store it, or its envelope was removed")
@@ -167,6 +168,10 @@ var damage = []error{
 	crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
 }
 
+// rules are the errors of objects that the rules do not cover, or not under
+// their keys. Neither the store nor the KMS has anything to do with them.
+var rules = []error{keyring.ErrNotRead, keyring.ErrNoRule, keyring.ErrKeyName, keyring.ErrNoTenant}
+
 // FaultOf returns the fault for an error. An error that is not about the
 // object itself is never Integrity.
 func FaultOf(err error) Fault {
@@ -181,6 +186,8 @@ func FaultOf(err error) Fault {
 		return keyFault(key)
 	case errors.Is(err, keyring.ErrUnknownKey), errors.Is(err, keyring.ErrTenant):
 		return KeyUnknown
+	case slices.ContainsFunc(rules, func(r error) bool { return errors.Is(err, r) }):
+		return KeyRule
 	case errors.Is(err, keyring.ErrChanged):
 		return KeyUnavailable
 	case errors.Is(err, inplace.ErrUnanswered), stored.StatusOf(err) != 0:

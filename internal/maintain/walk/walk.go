@@ -86,6 +86,12 @@ type Walk struct {
 	DryRun bool
 	// KeepGoing continues after many failures in a row.
 	KeepGoing bool
+	// Grace is how long the objects in hand may take to end after ctx was
+	// canceled, unless its cause is ErrStop. With 0, they are abandoned.
+	Grace time.Duration
+	// Begin, if not nil, is called before the first object. It may iterate
+	// over what is to be done, also concurrently, to count it.
+	Begin func(todo iter.Seq2[stored.Entry, error])
 	// Report is called for each object, in the order of the listing.
 	Report func(Result)
 	// Now is the clock.
@@ -119,6 +125,9 @@ func (w *Walk) Run(ctx context.Context, fresh State) error {
 	}
 	todo, before := w.todo(ctx, state), state.Failed
 	state.Failed = nil
+	if w.Begin != nil {
+		w.Begin(todo)
+	}
 	walkErr := w.doAll(ctx, &state, before, todo)
 
 	switch {
@@ -162,7 +171,9 @@ func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo it
 		}
 	}()
 
-	for r, err := range InOrder(ctx, todo, w.Parallel, window, w.Do) {
+	do, stop := w.lingering(ctx)
+	defer stop()
+	for r, err := range InOrder(ctx, todo, w.Parallel, window, do) {
 		if err != nil {
 			return err
 		}
@@ -203,6 +214,31 @@ func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo it
 	}
 
 	return nil
+}
+
+// lingering returns Do with a context that outlives ctx by Grace. It ends at
+// once if the loop over the objects ends by itself.
+func (w *Walk) lingering(ctx context.Context) (do func(context.Context, stored.Entry) Result, stop func()) {
+	work, end := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() {
+		if w.Grace == 0 || errors.Is(context.Cause(ctx), ErrStop) {
+			end()
+			return
+		}
+		time.AfterFunc(w.Grace, end)
+	})
+
+	do = func(inner context.Context, e stored.Entry) Result {
+		one, cancel := context.WithCancel(work)
+		defer cancel()
+		defer context.AfterFunc(inner, func() {
+			if ctx.Err() == nil {
+				cancel()
+			}
+		})()
+		return w.Do(one, e)
+	}
+	return do, func() { unhook(); end() }
 }
 
 // load reads the state, or returns a fresh one.
