@@ -150,8 +150,8 @@ func seeLogin(r *reloading) any {
 	return fmt.Sprint(credentials.AccessKeyID, credentials.SecretAccessKey, err)
 }
 
-// seeTracing returns the header for the receiver of spans; TestTracingHeaders
-// sees it arrive.
+// seeTracing returns the header for the receiver of spans; package
+// tracing tests that it arrives.
 func seeTracing(r *reloading) any { return tracingHeader(r.current().Tracing.Headers) }
 
 func seeAudit(r *reloading) any { return r.audit.Load() }
@@ -162,7 +162,7 @@ func seeLimits(r *reloading) any {
 }
 
 // rows returns a row for each setting outside keys.
-func rows() []reloadRow {
+func settingRows() []reloadRow {
 	top := func(name, value string, see func(r *reloading) any) reloadRow {
 		return reloadRow{name, atTop, name + ": " + value + "\n" + atTop, see}
 	}
@@ -378,7 +378,7 @@ func TestReloadOfEachSetting(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "example")
 	covered := make(map[string]bool)
-	for _, row := range rows() {
+	for _, row := range settingRows() {
 		covered[row.setting] = true
 		t.Run(row.setting, func(t *testing.T) { testReloadRow(t, row, second, row.old, row.changed) })
 	}
