@@ -103,11 +103,7 @@ func TestIdleConnectionsMakePlace(t *testing.T) {
 		answered(t, conn)
 		idle = append(idle, conn)
 	}
-	eventually(t, "both are idle", func() bool {
-		open.mu.Lock()
-		defer open.mu.Unlock()
-		return len(open.waiting) == 2
-	})
+	eventually(t, "both are idle", func() bool { return open.idle() == 2 })
 	open.age(idleAfter)
 	late := dialTo(t, address)
 	ask(t, late, "/")
@@ -117,6 +113,13 @@ func TestIdleConnectionsMakePlace(t *testing.T) {
 	}
 	ask(t, idle[1], "/")
 	answered(t, idle[1])
+}
+
+// idle returns the number of connections without a request.
+func (c *connections) idle() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting)
 }
 
 // age makes all connections wait for longer.
@@ -214,7 +217,7 @@ func answeredLast(t *testing.T, conn *bufio.Reader, last bool) {
 	}
 }
 
-var drainLimits = config.Limits{ShutdownDelay: 100 * time.Millisecond, ShutdownGrace: time.Minute}
+var drainLimits = config.Limits{ShutdownDelay: 100 * time.Millisecond, ShutdownGrace: time.Hour}
 
 // TestDrainAnswers has requests that http.Server.Shutdown does not answer.
 func TestDrainAnswers(t *testing.T) {
@@ -232,6 +235,20 @@ func TestDrainAnswers(t *testing.T) {
 		if _, err := io.WriteString(conn, "st: x\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
+		answeredLast(t, responses, true)
+		d.mustEnd(t)
+	})
+
+	t.Run("a connection that was used a moment before", func(t *testing.T) {
+		d := newDrainedServer(t, drainLimits)
+		conn := dialTo(t, d.address)
+		responses := bufio.NewReader(conn)
+		ask(t, conn, "/")
+		answeredLast(t, responses, false)
+		eventually(t, "it is idle", func() bool { return d.open.idle() == 1 })
+		d.open.age(-time.Hour) // so that the moment does not end in this test
+		d.stop(t)
+		ask(t, conn, "/")
 		answeredLast(t, responses, true)
 		d.mustEnd(t)
 	})
@@ -276,16 +293,17 @@ func TestDrainAnswers(t *testing.T) {
 func TestDrainEnds(t *testing.T) {
 	for name, test := range map[string]struct {
 		limits config.Limits
+		age    time.Duration
 		open   func(t *testing.T, conn net.Conn)
 	}{
-		"an idle connection": {drainLimits, func(t *testing.T, conn net.Conn) {
+		"an idle connection": {drainLimits, 0, func(t *testing.T, conn net.Conn) {
 			t.Helper()
 			ask(t, conn, "/")
 			answeredLast(t, bufio.NewReader(conn), false)
 		}},
-		"a connection without a request": {drainLimits, func(*testing.T, net.Conn) {}},
+		"a connection without a request": {drainLimits, freshQuiet, func(*testing.T, net.Conn) {}},
 		"a request that never arrives whole": {
-			config.Limits{ShutdownDelay: time.Millisecond, ShutdownGrace: 300 * time.Millisecond},
+			config.Limits{ShutdownDelay: time.Millisecond, ShutdownGrace: 300 * time.Millisecond}, freshQuiet,
 			func(t *testing.T, conn net.Conn) {
 				t.Helper()
 				if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHo"); err != nil {
@@ -300,7 +318,7 @@ func TestDrainEnds(t *testing.T) {
 			conn := dialTo(t, d.address)
 			test.open(t, conn)
 			eventually(t, "the server has it", func() bool { return d.open.count() == 1 })
-			d.open.age(freshQuiet)
+			d.open.age(test.age)
 			d.stop(t)
 			d.mustEnd(t)
 			if n, err := conn.Read(make([]byte, 1)); err == nil {
