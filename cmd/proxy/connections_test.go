@@ -102,8 +102,8 @@ func TestIdleConnectionsMakePlace(t *testing.T) {
 		ask(t, conn, "/")
 		answered(t, conn)
 		idle = append(idle, conn)
+		eventually(t, "it is idle", func() bool { return open.idle() == len(idle) })
 	}
-	eventually(t, "both are idle", func() bool { return open.idle() == 2 })
 	open.age(idleAfter)
 	late := dialTo(t, address)
 	ask(t, late, "/")
@@ -278,6 +278,7 @@ func TestDrainAnswers(t *testing.T) {
 			conn := dialTo(t, d.address)
 			ask(t, conn, path)
 			conns = append(conns, conn)
+			eventually(t, "the first is served", func() bool { return d.open.count() == 1 && d.open.idle() == 0 })
 		}
 		d.stop(t)
 		d.release()
