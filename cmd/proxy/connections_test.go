@@ -304,7 +304,8 @@ func TestDrainEnds(t *testing.T) {
 		}},
 		"a connection without a request": {drainLimits, freshQuiet, func(*testing.T, net.Conn) {}},
 		"a request that never arrives whole": {
-			config.Limits{ShutdownDelay: time.Millisecond, ShutdownGrace: 300 * time.Millisecond}, freshQuiet,
+			config.Limits{ShutdownDelay: time.Millisecond, ShutdownGrace: 300 * time.Millisecond},
+			freshQuiet,
 			func(t *testing.T, conn net.Conn) {
 				t.Helper()
 				if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHo"); err != nil {
