@@ -19,8 +19,8 @@ import (
 
 const (
 	slowTransfers = 6 // of each kind; the balancer gives each replica half of them
-	slowSize      = 24 * mib
-	slowRate      = 8 * mib // bytes a second
+	slowSize      = 16 * mib
+	slowRate      = 5 * mib // bytes a second
 )
 
 // cutOff takes the cable away from a replica in the middle of transfers. A

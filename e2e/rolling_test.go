@@ -113,9 +113,11 @@ encryption: {rules: [{buckets: ["*"], key: default}]}
 		rotatedClient, f.secret.path(rotatedClient), shutdownDelay, fleetTTL, f.customer.key, f.ports[1], probe)
 }
 
+// Clients pause for at most twice shutdownDelay. A connection that is idle for
+// three times as long may be closed while a request is on its way.
 const (
 	checkInterval = 250 * time.Millisecond
-	shutdownDelay = time.Second
+	shutdownDelay = 1500 * time.Millisecond
 	fleetTTL      = 3 * time.Second
 )
 

@@ -60,9 +60,9 @@ func startFleetLoad(t *testing.T, f *fleet) *fleetLoad {
 	for _, e := range []endpoint{f.connections, f.requests} {
 		shared := newGoSDK(e) // one pool of connections
 		for i := range 10 {
-			l.all.Go(func() { l.goSDK(shared, i, false, 5*time.Second) })
+			l.all.Go(func() { l.goSDK(shared, i, false, 2*shutdownDelay) })
 		}
-		l.all.Go(func() { l.goSDK(newGoSDK(e), 10, true, 0) })
+		l.all.Go(func() { l.goSDK(newGoSDK(e), 10, true, 200*time.Millisecond) })
 		l.all.Go(func() { l.goSDK(newGoSDK(e), 11, false, 100*time.Millisecond) })
 		signed := signedGet(t, e)
 		for range 40 {

@@ -72,7 +72,7 @@ def work(number, pauses):
             multipart(key)
 
 
-threads = [threading.Thread(target=work, args=(i, pauses)) for i, pauses in enumerate((0, 0, 0.1, 0.3) + 10 * (5,))]
+threads = [threading.Thread(target=work, args=(i, pauses)) for i, pauses in enumerate((0.1, 0, 0.3) + 10 * (3,))]
 for thread in threads:
     thread.start()
 sys.stdin.read()
