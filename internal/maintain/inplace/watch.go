@@ -44,7 +44,7 @@ type Watch struct {
 
 	mu       sync.Mutex
 	waiting  int       // requests that wait for the service
-	answered time.Time // the last sign of life
+	heard    time.Time // the last sign of life
 	since    time.Time // of the silence: the same, or the first request after it
 	failing  bool      // the last request that ended has failed
 	last     error     // its failure
@@ -115,8 +115,8 @@ func (w *Watch) probed(ctx context.Context) bool {
 func (w *Watch) Answered() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.answered = time.Now()
-	w.since, w.failing, w.last = w.answered, false, nil
+	w.heard = time.Now()
+	w.since, w.failing, w.last = w.heard, false, nil
 }
 
 // Failed records that the service did not answer a request.
@@ -236,5 +236,5 @@ func (w *Watch) Patient(send Sender) Sender {
 func (w *Watch) silentSince(t time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.end != nil && w.failing && !w.answered.IsZero() && w.answered.Before(t)
+	return w.end != nil && w.failing && !w.heard.IsZero() && w.heard.Before(t)
 }

@@ -44,12 +44,12 @@ type Object struct {
 	Keys   []Key         `json:"kms_keys"`
 	Error  string        `json:"error,omitempty"`
 
-	stored int64 // see Stored
+	listed int64 // see Stored
 	gone   bool  // deleted after it was listed
 }
 
 // Stored returns the size in the store, in bytes, as it was listed.
-func (o *Object) Stored() int64 { return o.stored }
+func (o *Object) Stored() int64 { return o.listed }
 
 // Key is a KMS key as an envelope names it. Name is its name in the
 // configuration, and Version the version of the key; "-" if not known.
@@ -100,7 +100,7 @@ func (i *Inventory) Objects(ctx context.Context, l stored.Listing) iter.Seq2[Obj
 // object returns one object with its keys.
 func (i *Inventory) object(ctx context.Context, bucket string, e stored.Entry) Object {
 	o := Object{
-		Type: "object", Key: e.Key, Version: e.Version, Latest: e.Latest, Size: -1, Keys: []Key{}, stored: e.Size,
+		Type: "object", Key: e.Key, Version: e.Version, Latest: e.Latest, Size: -1, Keys: []Key{}, listed: e.Size,
 	}
 	q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: e.Key}, Version: e.Version}
 	err := i.look(ctx, q, &o)
