@@ -47,7 +47,7 @@ func (w work) of(a amount) float64 {
 type progress struct {
 	name  string // of the command
 	w     io.Writer
-	width func() int // columns of the terminal; nil for a writer that is none
+	width func() int // columns of the terminal; nil if it is not one
 	work  work
 
 	objects, bytes, failed   atomic.Int64

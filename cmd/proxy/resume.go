@@ -159,8 +159,8 @@ func signalName(s os.Signal) string {
 	}
 }
 
-// sayEmpty says that there was nothing to do. That is no error: a script may
-// run before the first object is there.
+// sayEmpty says that there was nothing to do. The exit code stays 0, because a
+// script may run before the first object is there.
 func (d *direct) sayEmpty(after string) {
 	target := crypt.Object{Bucket: d.bucket, Key: d.prefix}
 	what := "bucket " + strconv.Quote(target.Bucket) + " has no objects"

@@ -42,13 +42,13 @@ type Watch struct {
 	// Probe, if not nil, asks the service once more before the run ends.
 	Probe func(context.Context) error
 
-	mu       sync.Mutex
-	waiting  int       // requests that wait for the service
-	heard    time.Time // the last sign of life
-	since    time.Time // of the silence: the same, or the first request after it
-	failing  bool      // the last request that ended has failed
-	last     error     // its failure
-	end      func(error)
+	mu      sync.Mutex
+	waiting int       // requests that wait for the service
+	heard   time.Time // the last sign of life
+	since   time.Time // of the silence: the same, or the first request after it
+	failing bool      // the last request that ended has failed
+	last    error     // its failure
+	end     func(error)
 }
 
 // probeTimeout limits a probe.
