@@ -25,6 +25,10 @@
 //	customerkey_test.go   customer keys (SSE-C)
 //	replicas_test.go      multipart uploads through two replicas behind a
 //	                      balancer, while one of them is killed
+//	rolling_test.go       restarts of two replicas behind HAProxy, under load:
+//	                      no request fails; rollingload_test.go is the load,
+//	                      cutoff_test.go takes the network from one of them,
+//	                      nodes_test.go makes the network namespaces
 //	layouts_test.go       multipart objects with parts of many sizes
 //	decrypt_test.go       stored objects read by cmekproxy decrypt and by
 //	                      contrib/decrypt

@@ -219,6 +219,9 @@ func runUploader(e endpoint, command, script, file, bucket, key string) error {
 	cmd := exec.CommandContext(context.Background(), command, script, e.url, region, bucket, key, file)
 	cmd.Env = environment("AWS_ACCESS_KEY_ID="+e.accessKey, "AWS_SECRET_ACCESS_KEY="+e.secret, "AWS_EC2_METADATA_DISABLED=true",
 		"AWS_CONFIG_FILE=/nonexistent", "AWS_SHARED_CREDENTIALS_FILE=/nonexistent")
+	if e.ca != "" {
+		cmd.Env = append(cmd.Env, "AWS_CA_BUNDLE="+e.ca)
+	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", script, err, out)
 	}

@@ -8,6 +8,7 @@
 #                                proxy: failures there are not caused by it
 #   E2E_FULL=1                   also run the clients that take minutes to
 #                                install: heavy, below
+#   E2E_RESTARTS=10              restarts of each replica in TestRolling
 #   E2E_UPDATE=1                 write the matrix of docs/s3-compatibility.md
 #                                instead of comparing it
 #   STORE=minio                  use MinIO as the store, or seaweedfs: building
@@ -94,6 +95,9 @@ docker-registry  skopeo                    skopeo
 aptly            aptly                     aptly
 tenant-kit       shellcheck                shellcheck
 status-page      chromium                  chromium
+rolling          haproxy                   haproxy
+rolling          ip                        iproute2
+rolling          aws                       awscli
 "
 
 install_packages() {
@@ -102,7 +106,7 @@ install_packages() {
     # shellcheck disable=SC2086 # the path may be a pattern
     if [[ -n $client ]] && wanted "$client" && ! has $program; then missing+=("$package"); fi
   done <<<"$programs"
-  if wanted boto3 && ! python_with boto3 >/dev/null; then missing+=(python3 python3-boto3); fi
+  if any_wanted boto3 rolling && ! python_with boto3 >/dev/null; then missing+=(python3 python3-boto3); fi
   # Debian's own Python runs these.
   if any_wanted duplicity barman-cloud && ! /usr/bin/python3 -c 'import boto3' >/dev/null 2>&1; then missing+=(python3-boto3); fi
   if wanted smart_open && ! /usr/bin/python3 -c 'import smart_open, boto3' >/dev/null 2>&1; then missing+=(python3-smart-open python3-boto3); fi

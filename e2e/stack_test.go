@@ -190,7 +190,7 @@ func newCertificate(t *testing.T) (cert, key string) {
 
 	template := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "cmekproxy end-to-end tests"},
+		Subject:               pkix.Name{CommonName: "cmekproxy end-to-end tests " + rand.Text()}, // OpenSSL looks for it
 		NotBefore:             time.Now().Add(-time.Hour),
 		NotAfter:              time.Now().Add(24 * time.Hour),
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,

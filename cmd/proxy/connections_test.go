@@ -7,8 +7,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
 // limitedServer serves with at most n connections. A request for /held blocks
@@ -96,12 +102,8 @@ func TestIdleConnectionsMakePlace(t *testing.T) {
 		ask(t, conn, "/")
 		answered(t, conn)
 		idle = append(idle, conn)
+		eventually(t, "it is idle", func() bool { return open.idle() == len(idle) })
 	}
-	eventually(t, "both are idle", func() bool {
-		open.mu.Lock()
-		defer open.mu.Unlock()
-		return len(open.waiting) == 2
-	})
 	open.age(idleAfter)
 	late := dialTo(t, address)
 	ask(t, late, "/")
@@ -113,6 +115,13 @@ func TestIdleConnectionsMakePlace(t *testing.T) {
 	answered(t, idle[1])
 }
 
+// idle returns the number of connections without a request.
+func (c *connections) idle() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting)
+}
+
 // age makes all connections wait for longer.
 func (c *connections) age(by time.Duration) {
 	c.mu.Lock()
@@ -122,4 +131,205 @@ func (c *connections) age(by time.Duration) {
 		conn.since = conn.since.Add(-by)
 	}
 	c.changed.Broadcast()
+}
+
+// drainedServer is a server on which the test calls drain.
+type drainedServer struct {
+	*server
+	http    *http.Server
+	health  *health
+	address string
+	release func() // ends the requests for /held and /begun
+	ended   chan error
+}
+
+func newDrainedServer(t *testing.T, limits config.Limits) *drainedServer {
+	t.Helper()
+	d := &drainedServer{
+		server: &server{
+			backend: &backend{cfg: &config.Config{Limits: limits}, log: zap.NewNop()},
+			open:    newConnections(limits.MaxConnections),
+		},
+		health: newHealth(), ended: make(chan error, 1),
+	}
+	held := make(chan struct{})
+	d.release = sync.OnceFunc(func() { close(held) })
+	t.Cleanup(d.release)
+	d.http = d.httpServer(d.health.leaving(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/begun" {
+			w.Header().Set("Content-Length", "5")
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+		}
+		if r.URL.Path != "/" {
+			<-held
+		}
+		w.Header().Set("Content-Length", "5")
+		w.WriteHeader(http.StatusOK)
+		_, _ = io.WriteString(w, "whole")
+	})))
+
+	d.http.ConnState = d.open.track
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.address = listener.Addr().String()
+	d.health.serve()
+	limited := d.open.limited(listener)
+	go func() { _ = d.http.Serve(limited) }()
+	t.Cleanup(func() { _ = d.http.Close() })
+	return d
+}
+
+// stop drains the server as after a SIGTERM. It returns after
+// limits.shutdown_delay.
+func (d *drainedServer) stop(t *testing.T) {
+	t.Helper()
+	d.health.drain(time.Now())
+	go func() { d.ended <- d.drain(signalError{syscall.SIGTERM}, d.http) }()
+	time.Sleep(3 * d.cfg.Limits.ShutdownDelay) // some of the tests need it to be over
+}
+
+func (d *drainedServer) mustEnd(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-d.ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the drain does not end")
+	}
+	eventually(t, "all connections are closed", func() bool { return d.open.count() == 0 })
+}
+
+// answeredLast reads a response, which must close the connection.
+func answeredLast(t *testing.T, conn *bufio.Reader, last bool) {
+	t.Helper()
+	resp, err := http.ReadResponse(conn, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "whole" || resp.Close != last {
+		t.Errorf("%q, %v; Connection: close is %v, want %v", body, err, resp.Close, last)
+	}
+}
+
+var drainLimits = config.Limits{ShutdownDelay: 100 * time.Millisecond, ShutdownGrace: time.Hour}
+
+// TestDrainAnswers has requests that http.Server.Shutdown does not answer.
+func TestDrainAnswers(t *testing.T) {
+	t.Run("a request that has half arrived", func(t *testing.T) {
+		d := newDrainedServer(t, drainLimits)
+		conn := dialTo(t, d.address)
+		responses := bufio.NewReader(conn)
+		ask(t, conn, "/")
+		answeredLast(t, responses, false)
+		time.Sleep(3 * leastQuiet) // it is idle
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHo"); err != nil {
+			t.Fatal(err)
+		}
+		d.stop(t)
+		if _, err := io.WriteString(conn, "st: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		answeredLast(t, responses, true)
+		d.mustEnd(t)
+	})
+
+	t.Run("a connection that was used a moment before", func(t *testing.T) {
+		d := newDrainedServer(t, drainLimits)
+		conn := dialTo(t, d.address)
+		responses := bufio.NewReader(conn)
+		ask(t, conn, "/")
+		answeredLast(t, responses, false)
+		eventually(t, "it is idle", func() bool { return d.open.idle() == 1 })
+		d.open.age(-time.Hour) // so that the moment does not end in this test
+		d.stop(t)
+		ask(t, conn, "/")
+		answeredLast(t, responses, true)
+		d.mustEnd(t)
+	})
+
+	t.Run("the request after a response that began before", func(t *testing.T) {
+		d := newDrainedServer(t, drainLimits)
+		conn := dialTo(t, d.address)
+		ask(t, conn, "/begun")
+		responses := bufio.NewReader(conn)
+		if _, err := responses.Peek(1); err != nil {
+			t.Fatal(err)
+		}
+		d.stop(t)
+		ask(t, conn, "/")
+		d.release()
+		answeredLast(t, responses, false)
+		answeredLast(t, responses, true)
+		d.mustEnd(t)
+	})
+
+	t.Run("connections that wait for a place", func(t *testing.T) {
+		limits := drainLimits
+		limits.MaxConnections = 1
+		d := newDrainedServer(t, limits)
+		var conns []net.Conn
+		for _, path := range []string{"/held", "/", "/", "/"} {
+			conn := dialTo(t, d.address)
+			ask(t, conn, path)
+			conns = append(conns, conn)
+			eventually(t, "the first is served", func() bool { return d.open.count() == 1 && d.open.idle() == 0 })
+		}
+		d.stop(t)
+		d.release()
+		answeredLast(t, bufio.NewReader(conns[0]), false)
+		for _, conn := range conns[1:] {
+			answeredLast(t, bufio.NewReader(conn), true)
+		}
+		d.mustEnd(t)
+	})
+}
+
+// TestDrainEnds has connections that a drain must not wait for.
+func TestDrainEnds(t *testing.T) {
+	for name, test := range map[string]struct {
+		limits config.Limits
+		age    time.Duration
+		open   func(t *testing.T, conn net.Conn)
+	}{
+		"an idle connection": {drainLimits, 0, func(t *testing.T, conn net.Conn) {
+			t.Helper()
+			ask(t, conn, "/")
+			answeredLast(t, bufio.NewReader(conn), false)
+		}},
+		"a connection without a request": {drainLimits, freshQuiet, func(*testing.T, net.Conn) {}},
+		"a request that never arrives whole": {
+			config.Limits{ShutdownDelay: time.Millisecond, ShutdownGrace: 300 * time.Millisecond},
+			freshQuiet,
+			func(t *testing.T, conn net.Conn) {
+				t.Helper()
+				if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHo"); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDrainedServer(t, test.limits)
+			conn := dialTo(t, d.address)
+			test.open(t, conn)
+			eventually(t, "the server has it", func() bool { return d.open.count() == 1 })
+			d.open.age(test.age)
+			d.stop(t)
+			d.mustEnd(t)
+			if n, err := conn.Read(make([]byte, 1)); err == nil {
+				t.Errorf("%d bytes came", n)
+			}
+			if late, err := net.Dial("tcp", d.address); err == nil {
+				late.Close()
+				t.Error("the port is open")
+			}
+		})
+	}
 }

@@ -108,9 +108,11 @@ var (
 
 // drain stops the server. After a SIGTERM, the port still answers for
 // limits.shutdown_delay, so that load balancers notice /readyz. Then it
-// accepts no more connections, and waits for running requests. Both together
-// take at most limits.shutdown_grace. A second signal ends the wait at once.
-// Requests that still run are then aborted.
+// accepts no more connections, and waits for running requests. Idle
+// connections stay open until they were idle for three times shutdown_delay,
+// and their next response closes them. All of this takes at most limits.shutdown_grace.
+// A second signal ends the wait at once. Requests that still run are then
+// aborted.
 func (s *server) drain(cause error, s3 *http.Server) error {
 	grace, end := context.WithCancelCause(context.Background())
 	defer end(nil)
@@ -136,6 +138,7 @@ func (s *server) drain(cause error, s3 *http.Server) error {
 	case <-grace.Done():
 	}
 
+	s.open.leave(grace, s.delay(cause))
 	if err := s3.Shutdown(grace); err != nil {
 		s.log.Warn(
 			"aborting the requests that are still running",

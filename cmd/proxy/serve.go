@@ -119,7 +119,8 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	defer stop()
 	s.startDuties(duties)
 	failed := make(chan error, 1+len(side))
-	go func() { failed <- serveHTTP(s3Server, &tlsListener{s.s3Listener(s3), s}) }()
+	s3Listener := &tlsListener{s.s3Listener(s3), s}
+	go func() { failed <- serveHTTP(s3Server, s3Listener) }()
 
 	side.serve(failed)
 
