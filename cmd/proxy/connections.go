@@ -3,7 +3,6 @@ package main
 import (
 	"container/list"
 	"context"
-	"crypto/tls"
 	"errors"
 	"net"
 	"net/http"
@@ -11,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/clientaddr"
 )
 
 // connections are the open connections of the S3 port. Their number is
@@ -172,7 +173,7 @@ func (c *connections) waitForPlace() bool {
 			if wait = idleAfter - time.Since(conn.since); wait <= 0 {
 				c.oldest.Remove(first)
 				delete(c.waiting, conn.Conn)
-				_ = below(conn.Conn).Close()
+				_ = clientaddr.TCP(conn.Conn).Close()
 				continue
 			}
 		}
@@ -251,9 +252,9 @@ func (w *waitingConn) inUse(quiet time.Duration) bool {
 	case waited < quiet || w.fresh && waited < freshQuiet:
 		return true
 	case w.fresh: // a TLS handshake is no request
-		return sinceReceived(below(w.Conn)) < quiet
+		return sinceReceived(clientaddr.TCP(w.Conn)) < quiet
 	default:
-		return sinceReceived(below(w.Conn)) < waited-leastQuiet
+		return sinceReceived(clientaddr.TCP(w.Conn)) < waited-leastQuiet
 	}
 }
 
@@ -264,17 +265,9 @@ func (c *connections) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for conn := range c.active {
-		if tcp, ok := below(conn).(*net.TCPConn); ok {
+		if tcp, ok := clientaddr.TCP(conn).(*net.TCPConn); ok {
 			_ = tcp.SetLinger(0)
 			_ = tcp.Close()
 		}
 	}
-}
-
-// below returns the connection below TLS, if it is used.
-func below(conn net.Conn) net.Conn {
-	if secure, ok := conn.(*tls.Conn); ok {
-		return secure.NetConn()
-	}
-	return conn
 }

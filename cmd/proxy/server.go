@@ -103,6 +103,8 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		Admission:    newAdmission(log),
 		Now:          time.Now,
 		Random:       rand.Reader,
+
+		TrustedProxies: trustedProxies(cfg.TrustedProxies),
 	})
 	s.s3 = s.api
 	s.exportLoad(s.api)

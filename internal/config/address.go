@@ -110,3 +110,35 @@ func (d *decoder) checkDomain(domain *string) {
 		d.fail(domain, "a domain must be a host name in lower case, such as s3.example.com, without a port")
 	}
 }
+
+// checkProxies checks trusted_proxies and proxy_protocol.
+func (d *decoder) checkProxies(c *Config) {
+	for i := range c.TrustedProxies {
+		d.checkNetwork(&c.TrustedProxies[i])
+	}
+	if c.ProxyProtocol == Required && len(c.TrustedProxies) == 0 && !d.failed[&c.TrustedProxies] {
+		d.fail(&c.ProxyProtocol, "proxy_protocol: required needs trusted_proxies: the networks of the load balancers "+
+			"that send the header")
+	}
+}
+
+func (d *decoder) checkNetwork(field *string) {
+	network, err := netip.ParsePrefix(*field)
+	switch {
+	case err != nil:
+		const one = "trusted_proxies must have networks such as 10.1.0.0/24; a single address is written as %s"
+		if addr, err := netip.ParseAddr(*field); err == nil && addr.Zone() == "" && !addr.Is4In6() {
+			d.fail(field, one, netip.PrefixFrom(addr, addr.BitLen()))
+		} else {
+			d.fail(field, one, "10.1.0.7/32")
+		}
+	case network.Addr().Is4In6():
+		d.fail(field, "a network of IPv4 addresses must be written as such, for example 10.1.0.0/24")
+	case network.Bits() == 0:
+		d.fail(field, "this network has all addresses: any client could claim to have another address; list the "+
+			"networks of the load balancers")
+	case network != network.Masked():
+		d.fail(field, "this is not the beginning of a network: write %s, or a single address with /%d",
+			network.Masked(), network.Addr().BitLen())
+	}
+}

@@ -54,6 +54,7 @@ func (d *decoder) checkServer(c *Config) {
 	for i := range c.Domains {
 		d.checkDomain(&c.Domains[i])
 	}
+	d.checkProxies(c)
 	d.checkTLS(&c.TLS)
 	if c.TenantsDir == "" {
 		d.require(&c.Clients, "clients")

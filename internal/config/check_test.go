@@ -74,6 +74,33 @@ func TestListenErrors(t *testing.T) {
 	})
 }
 
+func TestProxyErrors(t *testing.T) {
+	const form = "trusted_proxies must have networks such as 10.1.0.0/24; a single address is written as "
+	runErrors(t, []errorCase{
+		{"a name", "", "trusted_proxies: [lb.example.com]\n", []string{"19:19: " + form + "10.1.0.7/32"}},
+		{"an address", "", "trusted_proxies: [10.2.0.9]\n", []string{"19:19: " + form + "10.2.0.9/32"}},
+		{"an IPv6 address", "", "trusted_proxies: [\"fd00::9\"]\n", []string{"19:19: " + form + "fd00::9/128"}},
+		{"a zone", "", "trusted_proxies: [\"fe80::1%eth0\"]\n", []string{"19:19: " + form + "10.1.0.7/32"}},
+		{"bits after the network", "", "trusted_proxies: [10.0.0.0/8, 10.1.2.3/8]\n", []string{
+			"19:31: this is not the beginning of a network: write 10.0.0.0/8, or a single address with /32",
+		}},
+		{"all addresses", "", "trusted_proxies: [0.0.0.0/0]\n", []string{
+			"19:19: this network has all addresses: any client could claim to have another address; " +
+				"list the networks of the load balancers",
+		}},
+		{"IPv4 as IPv6", "", "trusted_proxies: [\"::ffff:10.0.0.0/104\"]\n", []string{
+			"19:19: a network of IPv4 addresses must be written as such, for example 10.1.0.0/24",
+		}},
+		{"no one to send the header", "", "proxy_protocol: required\n", []string{
+			"19:17: proxy_protocol: required needs trusted_proxies: the networks of the load balancers that send the header",
+		}},
+		{"one error for one mistake", "", "proxy_protocol: required\ntrusted_proxies: 10.0.0.0/8\n", []string{
+			"20:18: trusted_proxies must be a list, not a string",
+		}},
+		{"another value", "", "proxy_protocol: v2\n", []string{`19:17: proxy_protocol must be one of off, required, not "v2"`}},
+	})
+}
+
 func TestMemberErrors(t *testing.T) {
 	const old = "    key_file: /k\n"
 	key := func(settings string) string {

@@ -72,8 +72,9 @@ func load(path string, lookupEnv func(string) (string, bool)) (*config.Config, e
 
 func TestDefaults(t *testing.T) {
 	want := &config.Config{
-		Listen:      "127.0.0.1:9000",
-		AdminListen: "127.0.0.1:9001",
+		Listen:        "127.0.0.1:9000",
+		AdminListen:   "127.0.0.1:9001",
+		ProxyProtocol: config.Off,
 		Origin: config.Origin{
 			Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true,
 			ChecksumTrailer: config.Auto, TruncatedUploads: config.Refuse, ETagPartCount: config.Auto,
@@ -222,6 +223,10 @@ func TestAccepted(t *testing.T) {
 			func(c *config.Config) bool {
 				return c.Keys[0].RoleARN == ""
 			},
+		},
+		{
+			"trusted proxies", base + "trusted_proxies: [10.1.0.0/24, 10.2.0.7/32, fd00::/8]\nproxy_protocol: required\n",
+			func(c *config.Config) bool { return len(c.TrustedProxies) == 3 && c.ProxyProtocol == config.Required },
 		},
 		{"free ports", replace(t, "9000", "0") + "admin_listen: 127.0.0.1:0\n", func(c *config.Config) bool {
 			return c.AdminListen == "127.0.0.1:0"

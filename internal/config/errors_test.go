@@ -50,7 +50,8 @@ func checkErrors(t *testing.T, text string, want []string) {
 }
 
 func TestStructureErrors(t *testing.T) {
-	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domain, domains, tls, origin, " +
+	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domain, domains, " +
+		"trusted_proxies, proxy_protocol, tls, origin, " +
 		"clients, session_credentials_file, tenants_dir, keys, encryption, dek_cache, kms, log, audit, tracing, metrics, " +
 		"reload_on_change, limits"
 	runErrors(t, []errorCase{

@@ -38,6 +38,14 @@ type Config struct {
 	// s3.example.com, a request to photos.s3.example.com is for the bucket
 	// photos. If empty, only path-style requests are supported.
 	Domains []string `yaml:"domains" scope:"server" reload:"live"`
+	// TrustedProxies are networks of load balancers and other proxies, as
+	// ADDRESS/BITS, that say the address of their client: in X-Forwarded-For,
+	// or with ProxyProtocol. Empty means that no one is trusted to.
+	TrustedProxies []string `yaml:"trusted_proxies" scope:"server" reload:"restart"`
+	// ProxyProtocol says whether connections to the S3 port begin with a
+	// PROXY protocol header. With Required, all of them must come from
+	// TrustedProxies and have one. Off or Required, default Off.
+	ProxyProtocol string `yaml:"proxy_protocol" scope:"server" reload:"restart" values:"off required"`
 	// TLS enables TLS on the S3 port. Without it, the port uses plain HTTP.
 	TLS TLS `yaml:"tls" scope:"server" reload:"live"`
 	// Origin is the store behind the proxy.
@@ -456,6 +464,9 @@ const (
 	Accept = "accept"
 )
 
+// Required is a value of ProxyProtocol. The other one is Off.
+const Required = "required"
+
 // The values of Origin.Keys.
 const (
 	PathKeys    = string(keyname.Path)
@@ -633,7 +644,8 @@ type Limits struct {
 // defaults returns the Config with all defaults.
 func defaults() *Config {
 	return &Config{
-		AdminListen: "127.0.0.1:9001",
+		AdminListen:   "127.0.0.1:9001",
+		ProxyProtocol: Off,
 		Origin: Origin{
 			PathStyle: true, ChecksumTrailer: Auto, TruncatedUploads: Refuse, ETagPartCount: Auto,
 			SSE:            SSE{Algorithm: "none"},

@@ -26,7 +26,7 @@ func (write Trail) Audit(ctx context.Context, e keyring.Event) error {
 		r.Purged = &e.Purged
 	}
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
-		r.Client, r.Session, r.Remote, r.RequestID, r.Operation = c.clientName(), c.session(), c.RemoteAddr, c.id, c.op
+		r.Client, r.Session, r.Remote, r.RequestID, r.Operation = c.clientName(), c.session(), c.remote, c.id, c.op
 		r.TraceID = c.trace.TraceID()
 	}
 	return write(r)

@@ -73,6 +73,7 @@ type logged struct {
 	id      string // newCall
 	op      string // S3's name of the operation; "Unknown" until handle sets it
 	start   time.Time
+	remote  string              // the client's address, only for logs: newCall
 	keyID   string              // id of the KMS key that was used: headers.go
 	aborted bool                // finish cut the connection, because the response had begun
 	trace   *tracing.ServerSpan // nil for none: trace.go
@@ -89,6 +90,7 @@ func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.C
 	s.begin(c)
 	c.secure = c.overTLS()
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
+	c.remote = s.TrustedProxies.Client(r.RemoteAddr, r.Header["X-Forwarded-For"])
 	c.idle.begin(c.settings.IdleTimeout, *http.NewResponseController(w), s.Now)
 	c.w.ResponseWriter, c.w.idle = w, &c.idle
 	c.reader = s.newReader(c)

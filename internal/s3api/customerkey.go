@@ -3,7 +3,6 @@ package s3api
 import (
 	"context"
 	"encoding/base64"
-	"net"
 	"net/http"
 	"strings"
 
@@ -99,8 +98,7 @@ func (c *call) overTLS() bool {
 	if c.TLS != nil || !c.settings.LocalTLS {
 		return c.TLS != nil
 	}
-	host, _, err := net.SplitHostPort(c.RemoteAddr)
-	return err == nil && net.ParseIP(host).IsLoopback()
+	return fromThisMachine(c.Request)
 }
 
 // readingKey returns the customer key for what the call reads.

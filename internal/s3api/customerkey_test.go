@@ -5,6 +5,7 @@ import (
 	"crypto/md5"
 	"encoding/base64"
 	"maps"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -198,26 +199,53 @@ func newCustomerRow(fill byte) struct {
 	}{newCustomer(fill).headers(customerHeader), "InvalidArgument"}
 }
 
-// Customer keys are accepted only over TLS or from the same machine.
-func TestCustomerKeyInClear(t *testing.T) {
-	p := newProxy(t)
-	handler := p.server.Config.Handler
-	p.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.RemoteAddr = "192.0.2.1:1234"
-		handler.ServeHTTP(w, r)
-	})
+// peerConn is a connection whose TCP peer has another address.
+type peerConn struct {
+	net.Conn
+	peer net.Addr
+}
 
-	a := p.send(
-		request{
-			method: "PUT",
-			path:   "/" + p.bucket + "/k",
-			header: newCustomer(1).headers(customerHeader),
-			body:   []byte("x"),
-		},
-	)
-	if a.StatusCode != 400 || a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("secure connection")) ||
-		p.isStored("k") {
-		t.Errorf("%d %s", a.StatusCode, a.body)
+func (c *peerConn) RemoteAddr() net.Addr { return c.peer }
+
+// Customer keys are accepted only over TLS or from the same machine. What a
+// load balancer says about the client does not count, even if it is trusted.
+func TestCustomerKeyInClear(t *testing.T) {
+	here, elsewhere := net.IPv4(127, 0, 0, 1), net.IPv4(192, 0, 2, 1)
+	for _, row := range []struct {
+		name      string
+		peer      net.IP
+		client    string // from a PROXY protocol header
+		forwarded string
+		code      string // "" for success
+	}{
+		{"from this machine", here, "127.0.0.1:1234", "", ""},
+		{"from elsewhere", elsewhere, "192.0.2.1:1234", "", "InvalidRequest"},
+		{"a TLS terminator on this machine, with a PROXY header", here, "203.0.113.7:1234", "", ""},
+		{"a TLS terminator on this machine, with X-Forwarded-For", here, "127.0.0.1:1234", "203.0.113.7", ""},
+		{"from elsewhere, with a PROXY header", elsewhere, "127.0.0.1:1234", "", "InvalidRequest"},
+		{"from elsewhere, with X-Forwarded-For", elsewhere, "192.0.2.1:1234", "127.0.0.1", "InvalidRequest"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.TrustedProxies = everyone })
+			handler := p.server.Config.Handler
+			p.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				conn := &peerConn{nil, &net.TCPAddr{IP: row.peer, Port: 1234}}
+				r = r.WithContext(s3api.ConnContext(r.Context(), conn))
+				r.RemoteAddr = row.client
+				handler.ServeHTTP(w, r)
+			})
+
+			header := newCustomer(1).headers(customerHeader)
+			header.Set("X-Forwarded-Proto", "https")
+			if row.forwarded != "" {
+				header.Set("X-Forwarded-For", row.forwarded)
+			}
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x")})
+			refused := a.StatusCode == 400 && a.Code == "InvalidRequest" && bytes.Contains(a.body, []byte("secure connection"))
+			if refused != (row.code != "") || p.isStored("k") == refused {
+				t.Errorf("%d %s", a.StatusCode, a.body)
+			}
+		})
 	}
 }
 

@@ -2,9 +2,11 @@ package s3api
 
 import (
 	"context"
-	"crypto/tls"
 	"net"
+	"net/http"
+	"net/netip"
 
+	"github.com/cmekproxy/cmekproxy/internal/clientaddr"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
@@ -55,14 +57,24 @@ func (c *call) drained() bool {
 	return !c.w.begun() || conn != nil && unacknowledged(conn) == 0
 }
 
-// conn returns the call's connection, below TLS if it is used; nil if the
-// server does not use ConnContext.
-func (c *call) conn() net.Conn {
-	conn, _ := c.Request.Context().Value(connKey{}).(net.Conn)
-	if secure, ok := conn.(*tls.Conn); ok {
-		return secure.NetConn()
+// conn returns the call's TCP connection; nil if the server does not use
+// ConnContext.
+func (c *call) conn() net.Conn { return connOf(c.Request) }
+
+func connOf(r *http.Request) net.Conn {
+	conn, _ := r.Context().Value(connKey{}).(net.Conn)
+	return clientaddr.TCP(conn)
+}
+
+// fromThisMachine reports whether a process on this machine sent the request,
+// by the peer of the TCP connection. What a load balancer says about the client
+// is no evidence.
+func fromThisMachine(r *http.Request) bool {
+	if conn := connOf(r); conn != nil {
+		return clientaddr.IsLoopback(conn.RemoteAddr())
 	}
-	return conn
+	peer, err := netip.ParseAddrPort(r.RemoteAddr) // without ConnContext, it is not from a PROXY protocol header
+	return err == nil && peer.Addr().Unmap().IsLoopback()
 }
 
 // cutOff makes all further writes fail with err, and reports whether the

@@ -58,21 +58,34 @@ func (p *proxy) dialSlow(address string) net.Conn {
 // neither, whatever it does then.
 func TestStuckDownloadIsCut(t *testing.T) {
 	const size, taken, slack = 16 << 20, 1 << 20, 256 << 10
-	for _, scheme := range []string{"http", "https"} {
-		t.Run(scheme, func(t *testing.T) {
+	for _, row := range []struct{ name, scheme, header string }{
+		{"http", "http", ""},
+		{"https", "https", ""},
+		{"http after a PROXY protocol header", "http", proxyHeader},
+		{"https after a PROXY protocol header", "https", proxyHeader},
+	} {
+		t.Run(row.name, func(t *testing.T) {
 			p := newProxy(t)
 			p.put("big", randomText(size))
-			if scheme == "https" {
-				p.server = httptest.NewUnstartedServer(p.server.Config.Handler)
-				p.server.Config.ConnContext = s3api.ConnContext
-				p.server.StartTLS()
-				t.Cleanup(p.server.Close)
-				p.url = p.server.URL
+			p.server = httptest.NewUnstartedServer(p.server.Config.Handler)
+			p.server.Config.ConnContext = s3api.ConnContext
+			if row.header != "" {
+				p.server.Listener = withProxyProtocol(p.server.Listener)
 			}
+			if row.scheme == "https" {
+				p.server.StartTLS()
+			} else {
+				p.server.Start()
+			}
+			t.Cleanup(p.server.Close)
+			p.url = p.server.URL
 
 			r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
 			conn := p.dialSlow(r.Host)
-			if scheme == "https" {
+			if _, err := io.WriteString(conn, row.header); err != nil {
+				t.Fatal(err)
+			}
+			if row.scheme == "https" {
 				conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
 			}
 			r.URL.Scheme, r.URL.Opaque, r.URL.Path = "", "", "/"+p.bucket+"/big"
@@ -105,7 +118,7 @@ func TestStuckDownloadIsCut(t *testing.T) {
 				t.Errorf("%d bytes arrived after the cut", rest)
 			}
 
-			if scheme == "http" && !errors.Is(err, syscall.ECONNRESET) {
+			if row.scheme == "http" && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("%v, want a reset", err)
 			}
 		})

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/capability"
+	"github.com/cmekproxy/cmekproxy/internal/clientaddr"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
@@ -43,6 +44,10 @@ type Config struct {
 	Admission    Admission       // limits concurrent requests further; nil for no further limits
 	Now          func() time.Time
 	Random       io.Reader // for salts and nonces
+
+	// TrustedProxies may say the client's address, in X-Forwarded-For. It is
+	// for logs only. Nil for none.
+	TrustedProxies clientaddr.Proxies
 
 	KeyNames keyname.Store // how the store treats object keys; empty: Capabilities says it
 	// Capabilities returns what the store can do. It may ask the store about
@@ -379,7 +384,7 @@ func (s *Server) record(c *call, answer *Error) {
 		zap.String("bucket", c.bucket),
 		zap.String("key", c.key),
 		zap.String("client", c.clientName()),
-		zap.String("remote", c.RemoteAddr),
+		zap.String("remote", c.remote),
 		zap.Int("status", c.w.status),
 		zap.Int64("bytes_in", c.in.Load()),
 		zap.Int64("bytes_out", c.w.bytes),

@@ -28,7 +28,7 @@ func (c *call) endTrace(code string) {
 		Bucket:    c.bucket,
 		Key:       c.key,
 		Client:    c.clientName(),
-		Remote:    c.RemoteAddr,
+		Remote:    c.remote,
 		Secure:    c.secure,
 		RequestID: c.id,
 		Status:    c.w.status,
