@@ -147,8 +147,8 @@ func (f *fleet) balance(t *testing.T) {
 defaults
   log global
   timeout connect 2s
-  timeout client 1m
-  timeout server 1m
+  timeout client 15s
+  timeout server 15s
   timeout check 1s
   option httpchk GET /readyz
   default-server check port 9002 inter ` + strconv.Itoa(int(checkInterval.Milliseconds())) + "ms fall 1 rise 1\n"

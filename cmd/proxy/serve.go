@@ -119,8 +119,8 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	defer stop()
 	s.startDuties(duties)
 	failed := make(chan error, 1+len(side))
-	s3Listener := &tlsListener{s.s3Listener(s3), s}
-	go func() { failed <- serveHTTP(s3Server, s3Listener) }()
+	listener := &tlsListener{s.s3Listener(s3), s}
+	go func() { failed <- serveHTTP(s3Server, listener) }()
 
 	side.serve(failed)
 
