@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
@@ -471,7 +473,13 @@ func TestSignalWhileReading(t *testing.T) {
 	defer in.Close()
 	defer out.Close()
 	cmd, _, stderr := process(t, in, "config", "validate", "-")
-	time.Sleep(300 * time.Millisecond)
+	if _, err := out.WriteString("listen: "); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the command reads", func() bool {
+		unread, err := unix.IoctlGetInt(int(in.Fd()), unix.FIONREAD)
+		return err == nil && unread == 0
+	})
 	send(t, cmd, os.Interrupt)
 	_ = cmd.Wait() // the exit code is checked
 	if code := cmd.ProcessState.ExitCode(); code != 130 {
