@@ -477,7 +477,7 @@ func TestSignalWhileReading(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the command reads", func() bool {
-		unread, err := unix.IoctlGetInt(int(in.Fd()), unix.FIONREAD)
+		unread, err := unix.IoctlGetInt(int(in.Fd()), unix.TIOCINQ)
 		return err == nil && unread == 0
 	})
 	send(t, cmd, os.Interrupt)
