@@ -183,7 +183,8 @@ func TestSignalStopsARun(t *testing.T) {
 	m.readable(m.app)
 }
 
-// A second signal ends the process at once, whatever is in hand.
+// A second signal ends the process at once, whatever is in hand. It is SIGTERM,
+// because shells make what they run in the background ignore SIGINT.
 func TestSecondSignalEndsARun(t *testing.T) {
 	m := newMove(t)
 	m.put("key", text(1, 100))
@@ -200,11 +201,11 @@ func TestSecondSignalEndsARun(t *testing.T) {
 	config := m.config("hangs.yaml", y.url, "old", "old", "new")
 	cmd, _, stderr := process(t, nil, "rewrap", "--config", config, "--to", "new", "s3://bucket")
 	<-hung
-	send(t, cmd, os.Interrupt)
+	send(t, cmd, syscall.SIGTERM)
 	waitText(t, stderr, "a second signal ends at once")
-	send(t, cmd, os.Interrupt)
+	send(t, cmd, syscall.SIGTERM)
 	_ = cmd.Wait() // it was killed
-	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGINT {
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGTERM {
 		t.Errorf("%v:\n%s", cmd.ProcessState, stderr)
 	}
 	m.under("old")

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -192,6 +194,8 @@ func settingRows() []reloadRow {
 		{"listen", "listen: 127.0.0.1:0", "listen: 127.0.0.1:9", nil},
 		{"admin_listen", "admin_listen: 127.0.0.1:0", "admin_listen: 127.0.0.1:9", nil},
 		top("health_listen", "127.0.0.1:9", nil), top("metrics_listen", "127.0.0.1:9", nil),
+		{"trusted_proxies", "trusted_proxies: [127.0.0.0/8]", "trusted_proxies: [10.0.0.0/8]", nil},
+		{"proxy_protocol", atTop, "proxy_protocol: required\n" + atTop, nil},
 		top("admin_token", "0123456789abcdef", func(r *reloading) any { return r.adminToken.Load().Reveal() }),
 		top("domain", "s3.example.com", seeSettings), top("domains", "[s3.example.com]", seeSettings),
 		top("session_credentials_file", "ROWDIR/sessions.json", func(r *reloading) any { return r.clients.CurrentSessions() }),
@@ -364,11 +368,13 @@ func rowFiles(t *testing.T) (dir string) {
 // key that is named second.
 func rowBase(t *testing.T, dir, key string) *reloading {
 	t.Helper()
+	debug.SetMemoryLimit(math.MaxInt64) // a proxy of this process has set one
 	third := fmt.Sprintf("{name: third, provider: local, key_file: %s/other.key}", dir)
 	return newReloading(t,
 		"keys: [", "keys: ["+strings.ReplaceAll(key, "ROWDIR", dir)+", "+third+", ",
 		"limits: {", "kms: {timeout: 2s}\ndek_cache: {max_entries: 100}\naudit: {max_files: 1}\n"+
-			"tracing: {endpoint: https://127.0.0.1:1, headers: [{name: First, value: one}]}\nlimits: {",
+			"tracing: {endpoint: https://127.0.0.1:1, headers: [{name: First, value: one}]}\n"+
+			"trusted_proxies: [127.0.0.0/8]\nlimits: {",
 	)
 }
 
