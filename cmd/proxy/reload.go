@@ -21,6 +21,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/statuspage"
 )
 
 // What a reload is asked by, in the audit log.
@@ -125,13 +126,23 @@ func (s *server) reload(ctx context.Context, by string) (changed reloaded, err e
 		}
 	}
 
-	s.metrics.Reloaded(time.Now(), err)
+	s.noteReload(err)
 	if err != nil {
 		s.logNoReload(err, by)
 		return reloaded{}, err
 	}
 	s.logReload(changed, by)
 	return changed, nil
+}
+
+// noteReload records an attempt for the metrics and the status page.
+func (s *server) noteReload(err error) {
+	note := &statuspage.Reload{Time: time.Now()}
+	if err != nil {
+		note.Error = err.Error()
+	}
+	s.metrics.Reloaded(note.Time, err)
+	s.lastReload.Store(note)
 }
 
 func (s *server) logReload(changed reloaded, by string) {
@@ -173,7 +184,7 @@ func (s *server) followConfig(ctx context.Context) {
 	if err == nil {
 		changed, err = s.change(ctx, next, byFile)
 	}
-	s.metrics.Reloaded(time.Now(), err)
+	s.noteReload(err)
 
 	if err == nil {
 		s.logReload(changed, byFile)
@@ -189,13 +200,17 @@ func (s *server) followConfig(ctx context.Context) {
 func (s *server) reloadSecrets(ctx context.Context) {
 	next, err := s.file.again()
 	if err == nil && reflect.DeepEqual(next.Config, s.file.Config) {
-		s.file.problem = ""
+		if s.file.problem != "" { // and they are what they were before
+			s.file.problem = ""
+			s.noteReload(nil)
+		}
 		return
 	}
 	var changed reloaded
 	if err == nil {
 		changed, err = s.change(ctx, next, bySecrets)
 	}
+	s.noteReload(err)
 
 	if err != nil {
 		if text := err.Error(); text != s.file.problem {

@@ -43,7 +43,8 @@ type server struct {
 	s3               http.Handler
 	open             *connections
 	history          *statuspage.History
-	tracer           *tracing.Tracer // nil if tracing is off
+	lastReload       atomic.Pointer[statuspage.Reload] // nil before the first
+	tracer           *tracing.Tracer                   // nil if tracing is off
 	api              *s3api.Server
 	tls              atomic.Pointer[tlsFiles] // nil for plain HTTP
 	certificateGauge sync.Once

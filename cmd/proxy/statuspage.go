@@ -156,7 +156,11 @@ func busiest(running map[string]int) []statuspage.Client {
 }
 
 func (s *server) statusOfConfig() statuspage.Config {
-	return statuspage.Config{Path: s.path, Fingerprint: fingerprint(s.current())}
+	now := s.current()
+	return statuspage.Config{
+		Path: s.path, Fingerprint: fingerprint(now),
+		Reload: s.lastReload.Load(), NeedsRestart: config.Compare(s.cfg, now).Restart,
+	}
 }
 
 // fingerprint identifies the settings of a configuration. Secrets do not

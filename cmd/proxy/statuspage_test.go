@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,5 +63,35 @@ func TestFingerprint(t *testing.T) {
 	cfg.DEKCache.TTL++
 	if fingerprint(cfg) == before || len(before) != 12 {
 		t.Errorf("the TTL does not count: %s", before)
+	}
+}
+
+// TestStatusOfReloads: the page says what the last reload did, and which
+// settings wait for a restart.
+func TestStatusOfReloads(t *testing.T) {
+	r := newReloading(t)
+	if s := r.statusOfConfig(); s.Reload != nil || len(s.NeedsRestart) != 0 {
+		t.Errorf("before: %+v", s)
+	}
+	before := r.statusOfConfig().Fingerprint
+
+	if _, err := r.reloadWith(t, "limits: {", "limits: {nonsense: 1, "); err == nil {
+		t.Fatal("reloaded")
+	}
+	if s := r.statusOfConfig(); !strings.Contains(s.Reload.Error, "nonsense") || s.Fingerprint != before {
+		t.Errorf("a failed one: %+v", s)
+	}
+
+	if _, err := r.reloadWith(t, atTop, "metrics_listen: 127.0.0.1:9\n"+atTop); err != nil {
+		t.Fatal(err)
+	}
+	s := r.statusOfConfig()
+	if s.Reload.Error != "" || !slices.Equal(s.NeedsRestart, []string{"metrics_listen"}) || s.Fingerprint == before {
+		t.Errorf("a port: %+v", s)
+	}
+
+	r.write(t, r.text)
+	if _, err := r.reload(t.Context(), bySignal); err != nil || len(r.statusOfConfig().NeedsRestart) != 0 {
+		t.Errorf("%v %+v", err, r.statusOfConfig())
 	}
 }

@@ -154,23 +154,20 @@ func (r *Report) ofAudit() []Notice {
 	}}
 }
 
-func (r *Report) ofReload() []Notice {
-	switch last := r.Config.Reload; {
-	case last == nil:
-		return nil
-	case last.Error != "":
-		return []Notice{{
+func (r *Report) ofReload() (list []Notice) {
+	if last := r.Config.Reload; last != nil && last.Error != "" {
+		list = append(list, Notice{
 			Problem, "The last reload of the configuration failed: " + last.Error,
 			"Correct the file and send SIGHUP. Until then, the configuration before is in force.",
-		}}
-	case len(last.NeedsRestart) > 0:
-		return []Notice{{
-			Warning, "Changed settings are not in force: " + strings.Join(last.NeedsRestart, ", ") + ".",
-			"Restart the proxy.",
-		}}
-	default:
-		return nil
+		})
 	}
+	if settings := r.Config.NeedsRestart; len(settings) > 0 {
+		list = append(list, Notice{
+			Warning, "Changed settings are not in force: " + strings.Join(settings, ", ") + ".",
+			"Restart the proxy.",
+		})
+	}
+	return list
 }
 
 func (r *Report) ofTenants() (list []Notice) {

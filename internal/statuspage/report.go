@@ -58,13 +58,15 @@ type Config struct {
 	Path        string  `json:"path,omitempty"`
 	Fingerprint string  `json:"fingerprint"` // equal for equal settings; secrets do not count
 	Reload      *Reload `json:"last_reload,omitempty"`
+	// NeedsRestart are settings that differ from those that the proxy started
+	// with, and were not applied.
+	NeedsRestart []string `json:"needs_restart,omitempty"`
 }
 
 // Reload is an attempt to reload the configuration.
 type Reload struct {
-	Time         time.Time `json:"time"`
-	Error        string    `json:"error,omitempty"`         // the configuration before is in force
-	NeedsRestart []string  `json:"needs_restart,omitempty"` // settings that were not applied
+	Time  time.Time `json:"time"`
+	Error string    `json:"error,omitempty"` // the configuration before is in force
 }
 
 // Window is the time from the refusal of a key to the last byte under it.

@@ -147,7 +147,7 @@ func TestNotices(t *testing.T) {
 			"problem: The last reload of the configuration failed: line 7",
 		},
 		{
-			"half a reload", func(r *statuspage.Report) { r.Config.Reload = &statuspage.Reload{NeedsRestart: []string{"listen"}} },
+			"half a reload", func(r *statuspage.Report) { r.Config.NeedsRestart = []string{"listen"} },
 			"warning: Changed settings are not in force: listen.",
 		},
 		{"a tenant", func(r *statuspage.Report) { r.Tenants = &statuspage.Tenants{Problems: 1} }, "problem: 1 file of a tenant has"},
