@@ -8,8 +8,8 @@ binary=$1
 shift
 
 case ${binary##*/} in
-proxy.test) shards=6 ;;
-s3api.test) shards=3 ;;
+proxy.test) shards=4 ;;
+s3api.test) shards=2 ;;
 *) exec "$binary" "$@" ;;
 esac
 
