@@ -251,16 +251,27 @@ type keyStatus struct {
 const shownTenants = 100
 
 func (s *server) serveKeys(w http.ResponseWriter, _ *http.Request) {
-	list, tenants := []keyStatus{}, 0
-	for _, status := range s.keys.Status() {
+	list := []keyStatus{}
+	shown, _ := shownKeys(s.keys.Status())
+	for _, status := range shown {
+		list = append(list, describeKey(status))
+	}
+	answerJSON(w, map[string]any{"keys": list})
+}
+
+// shownKeys returns the keys to show, and how many keys of templates are left
+// out.
+func shownKeys(all []keyring.Status) (shown []keyring.Status, more int) {
+	tenants := 0
+	for _, status := range all {
 		if status.Template != "" {
 			tenants++
 		}
 		if tenants <= shownTenants || status.Template == "" {
-			list = append(list, describeKey(status))
+			shown = append(shown, status)
 		}
 	}
-	answerJSON(w, map[string]any{"keys": list})
+	return shown, len(all) - len(shown)
 }
 
 func describeKey(s keyring.Status) keyStatus {

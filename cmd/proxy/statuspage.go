@@ -70,18 +70,16 @@ func (s *server) statusOfLoad() statuspage.Load {
 func (s *server) addKeys(r *statuspage.Report) {
 	r.Keys = []statuspage.Key{}
 	r.Window.Stated = s.keys.Window(s.cache.TTL()).Seconds()
-	tenants := 0
-	for _, status := range s.keys.Status() {
+	all := s.keys.Status()
+	for _, status := range all {
 		r.Load.DEKs += status.DEKs
 		r.Load.Leases += status.Leases
 		r.Window.InForce = max(r.Window.InForce, status.Window.Seconds())
-		if status.Template != "" {
-			tenants++
-		}
-		if tenants > shownTenants && status.Template != "" {
-			r.MoreKeys++
-			continue
-		}
+	}
+
+	var shown []keyring.Status
+	shown, r.MoreKeys = shownKeys(all)
+	for _, status := range shown {
 		if status.State == keyring.AreTenants && s.tenants == nil {
 			continue
 		}
