@@ -187,7 +187,7 @@ func newDrainedServer(t *testing.T, limits config.Limits) *drainedServer {
 func (d *drainedServer) stop(t *testing.T) {
 	t.Helper()
 	d.health.drain(time.Now())
-	go func() { d.ended <- d.drain(signalError{syscall.SIGTERM}, d.http) }()
+	go func() { d.ended <- d.drain(signalError{syscall.SIGTERM}, nil, d.http) }()
 	time.Sleep(3 * d.cfg.Limits.ShutdownDelay) // some of the tests need it to be over
 }
 

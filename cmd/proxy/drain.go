@@ -21,25 +21,56 @@ type signalError struct{ os.Signal }
 func (s signalError) Error() string { return s.String() }
 
 // untilSignal returns a context that is canceled by the first SIGINT or
-// SIGTERM. A second one ends the process at once, unless drain waits for it.
+// SIGTERM. A second one ends the process at once, also where SIGINT is ignored
+// from the start, as in the background job of a shell. A command that calls
+// secondSignal handles it instead.
 func untilSignal() (ctx context.Context, stop func()) {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 1)
+	second := &secondStop{signaled: make(chan struct{})}
+	ctx, cancel := context.WithCancelCause(context.WithValue(context.Background(), secondKey{}, second))
+	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 
+	// One registration for both signals: between two of them, a signal would
+	// do what it does by default, which is nothing or an end without a reset.
 	go func() {
 		select {
 		case s := <-signals:
-			signal.Stop(signals)
 			cancel(signalError{s})
 		case <-ctx.Done():
+			return
 		}
+
+		s := <-signals
+		if !second.handled.Load() {
+			os.Exit(exitCode(ctx, signalError{s}))
+		}
+		close(second.signaled)
 	}()
 
 	return ctx, func() {
 		signal.Stop(signals)
 		cancel(nil)
 	}
+}
+
+// secondStop is the second signal to stop.
+type secondStop struct {
+	signaled chan struct{} // closed by the signal
+	handled  atomic.Bool   // by a command, so that it does not end the process
+}
+
+type secondKey struct{}
+
+// secondSignal returns a channel that the second signal to stop closes. From
+// now on, that signal does not end the process. Without untilSignal there is
+// no such signal, and the channel is nil.
+func secondSignal(ctx context.Context) <-chan struct{} {
+	second, ok := ctx.Value(secondKey{}).(*secondStop)
+	if !ok {
+		return nil
+	}
+	second.handled.Store(true)
+	return second.signaled
 }
 
 // health is the state of the proxy, which /readyz reports.
@@ -113,18 +144,14 @@ var (
 // and their next response closes them. All of this takes at most limits.shutdown_grace.
 // A second signal ends the wait at once. Requests that still run are then
 // aborted.
-func (s *server) drain(cause error, s3 *http.Server) error {
+func (s *server) drain(cause error, second <-chan struct{}, s3 *http.Server) error {
 	grace, end := context.WithCancelCause(context.Background())
 	defer end(nil)
 	grace, cancel := context.WithTimeoutCause(grace, s.current().Limits.ShutdownGrace, errGrace)
 	defer cancel()
-	stopOn := make(chan os.Signal, 1)
-	signal.Notify(stopOn, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(stopOn)
-
 	go func() {
 		select {
-		case <-stopOn:
+		case <-second:
 			end(errSecondSignal)
 		case <-grace.Done():
 		}

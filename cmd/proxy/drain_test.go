@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -199,7 +200,15 @@ func mustEnd(t *testing.T, ended chan error) {
 	}
 }
 
+// ignoreInterrupt makes programs that are started from now on ignore SIGINT, as
+// the background jobs of a shell do.
+func ignoreInterrupt(t *testing.T) {
+	signal.Ignore(os.Interrupt)
+	t.Cleanup(func() { signal.Reset(os.Interrupt) })
+}
+
 func TestSecondSignalEndsTheDrain(t *testing.T) {
+	ignoreInterrupt(t)
 	for _, second := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
 		t.Run(fmt.Sprint(second), func(t *testing.T) {
 			d := newDrained(t, "limits: {shutdown_grace: 10m, shutdown_delay: 5m}")
@@ -213,6 +222,22 @@ func TestSecondSignalEndsTheDrain(t *testing.T) {
 			mustBeCut(t, body)
 		})
 	}
+}
+
+// TestSignalsInARow: a second signal that comes before anyone waits for it is
+// not lost.
+func TestSignalsInARow(t *testing.T) {
+	ctx, stop := untilSignal()
+	defer stop()
+	second := secondSignal(ctx)
+
+	for range 2 { // this process is the one with the context
+		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		<-ctx.Done()
+	}
+	<-second
 }
 
 // TestEndOfTheGraceIsAReset: the kernel must not deliver its buffers after

@@ -102,6 +102,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 	defer s3.Close()
 
+	second := secondSignal(ctx)
 	health := newHealth()
 	side, err := s.listenBeside(ctx, health)
 	if err != nil {
@@ -145,7 +146,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 
 	health.drain(time.Now().Add(s.current().Limits.ShutdownGrace))
-	return errors.Join(err, s.drain(context.Cause(ctx), s3Server))
+	return errors.Join(err, s.drain(context.Cause(ctx), second, s3Server))
 }
 
 // beside are the servers of all ports other than S3's. They run until the
