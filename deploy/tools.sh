@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by check.sh and helm/test.sh, with the top of the repository as the
-# working directory: the vendors' tools, and what both scripts do with them.
+# Sourced by the scripts of deploy, with the top of the repository as the
+# working directory: the vendors' tools, and what several scripts do with them.
 bin=$PWD/.cache/bin work=$PWD/.cache/deploy
 
 # tool NAME PACKAGE MODULE VERSION installs a program, unless that version is there.
@@ -31,6 +31,19 @@ schemas() {
 conform() {
   "$bin/kubeconform" -strict -summary \
     -schema-location "$work/schemas/{{.ResourceKind}}{{.KindSuffix}}.json" "$@"
+}
+
+# licensed PROGRAM TEXTS fails unless a file has a license of each module in a
+# program, and of Go's standard library.
+licensed() {
+  local modules texts
+  modules=$(go version -m "$1" | awk '$1 == "dep" {print $2 " " $3}' | sort)
+  texts=$(grep -oE '^[^ ]+ v[0-9][^ ,]*, [^,]*(LICEN[CS]E|COPYING)[^/,]*$' "$2" | sed 's/,.*//' | sort -u)
+  if [ -z "$modules" ] || [ "$modules" != "$texts" ] || ! grep -qx "Go's standard library, LICENSE" "$2"; then
+    echo "deploy: the licenses in $2 are not those of the modules in $1:"
+    diff <(echo "$modules") <(echo "$texts")
+    return 1
+  fi
 }
 
 # refused WHAT COMMAND... fails if the command accepts what is wrong.

@@ -20,6 +20,7 @@ root=$work/deb
 rm -rf "$root"
 mkdir -p "$root"
 CGO_ENABLED=0 go build -tags nodev -trimpath -ldflags "-s -w -X main.release=$version" -o "$root/cmekproxy" ./cmd/proxy
+go run ./deploy/internal/licenses "$root/cmekproxy" | gzip -9n >"$root/THIRD_PARTY_LICENSES.gz"
 deploy/deb/man.sh "$root/cmekproxy" | gzip -9n >"$root/cmekproxy.1.gz"
 for shell in bash zsh fish; do "$root/cmekproxy" completion "$shell" >"$root/completion.$shell"; done
 

@@ -30,6 +30,8 @@ refused "a package without a copyright" check "$work/wrong.deb"
 root=$work/deb-root
 rm -rf "$root"
 dpkg-deb --extract "$deb" "$root"
+zcat "$root/usr/share/doc/cmekproxy/THIRD_PARTY_LICENSES.gz" >"$work/licenses"
+licensed "$root/usr/bin/cmekproxy" "$work/licenses"
 for script in postinst prerm postrm; do sh -n "deploy/deb/$script"; done
 version=$("$root/usr/bin/cmekproxy" version)
 [[ $version == *0.1.0* ]] || { echo "deploy: the program in the package says $version"; exit 1; }

@@ -18,7 +18,9 @@ COPY . .
 ARG VERSION=
 ARG GOFIPS140=off
 RUN CGO_ENABLED=1 GOFIPS140=$GOFIPS140 go build -tags nodev,pkcs11 -trimpath \
-      -ldflags "-s -w -X main.release=$VERSION" -o /cmekproxy ./cmd/proxy
+      -ldflags "-s -w -X main.release=$VERSION" -o /cmekproxy ./cmd/proxy \
+    && mkdir /licenses && cp LICENSE /licenses/ \
+    && go run ./deploy/internal/licenses /cmekproxy >/licenses/THIRD_PARTY_LICENSES
 
 FROM $DEBIAN_IMAGE
 RUN apt-get update \
@@ -26,6 +28,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/* \
     && groupadd --gid 65532 nonroot && useradd --uid 65532 --gid 65532 --home-dir / --shell /sbin/nologin nonroot
 COPY --from=build /cmekproxy /cmekproxy
+COPY --from=build /licenses /licenses
 USER 65532:65532
 EXPOSE 9000 9002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["/cmekproxy", "health"]

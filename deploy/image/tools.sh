@@ -73,6 +73,8 @@ described() (
   label version "$version"
   label revision "$revision"
   label created "$created"
+  cmp LICENSE "$tree/licenses/LICENSE"
+  licensed "$tree/cmekproxy" "$tree/licenses/THIRD_PARTY_LICENSES"
 )
 
 # configure writes a configuration, secrets and a key for the proxy in $tree, as

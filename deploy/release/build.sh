@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds what a release consists of, for each platform: an archive with the
-# program, its manual page and completions, and a bill of materials; and
-# checksums of all. The same commit gives the same bytes, with the same version
-# of Go and gzip:
+# program, its manual page and completions, and the licenses of the modules in
+# it; and a bill of materials. And checksums of all. The same commit gives the
+# same bytes, with the same version of Go and gzip:
 #
 #   build.sh VERSION DIR
 set -euo pipefail
@@ -24,7 +24,7 @@ mkdir -p "$stage/common/completions"
 program() {
   go build -tags nodev -trimpath -buildvcs=true -ldflags "-s -w -X main.release=$version" -o "$1" ./cmd/proxy
 }
-(unset GOOS GOARCH && program "$stage/native")
+(unset GOOS GOARCH && program "$stage/native" && go build -o "$stage/licenses" ./deploy/internal/licenses)
 deploy/deb/man.sh "$stage/native" >"$stage/common/cmekproxy.1"
 for shell in bash zsh fish; do "$stage/native" completion "$shell" >"$stage/common/completions/cmekproxy.$shell"; done
 cp LICENSE README.md CHANGELOG.md SECURITY.md config.example.yaml "$stage/common/"
@@ -35,6 +35,7 @@ for platform in $platforms; do
   echo "== $name"
   cp -R "$stage/common" "$stage/$name"
   GOOS=${platform%/*} GOARCH=${platform#*/} program "$stage/$name/cmekproxy"
+  "$stage/licenses" "$stage/$name/cmekproxy" >"$stage/$name/THIRD_PARTY_LICENSES"
   find "$stage/$name" -type d -exec chmod 0755 {} + -o -type f -exec chmod 0644 {} +
   chmod 0755 "$stage/$name/cmekproxy"
 

@@ -33,7 +33,7 @@ refused "a changed archive" checksums
 for platform in linux-amd64 linux-arm64 darwin-arm64; do
   name=cmekproxy-$version-$platform
   files=$(tar --list --gzip --file "$dist/$name.tar.gz")
-  for file in cmekproxy LICENSE README.md CHANGELOG.md cmekproxy.1 completions/cmekproxy.bash; do
+  for file in cmekproxy LICENSE THIRD_PARTY_LICENSES README.md CHANGELOG.md cmekproxy.1 completions/cmekproxy.bash; do
     grep -qx "$name/$file" <<<"$files" || fail "$name has no $file"
   done
   tar --extract --gzip --directory "$work/release-1" --file "$dist/$name.tar.gz"
@@ -46,8 +46,14 @@ for platform in linux-amd64 linux-arm64 darwin-arm64; do
   modules=$(awk '$1 == "dep" {print $2 "@" $3}' <<<"$settings" | sort)
   bill=$(jq -r '.components[] | select(.name != "std") | .name + "@" + .version' "$dist/$name.cdx.json" | sort)
   [ "${modules:-none}" = "$bill" ] || fail "the bill of materials of $name is not that of the program"
+  licensed "$program" "$work/release-1/$name/THIRD_PARTY_LICENSES"
   [ "$(jq -r .metadata.component.version "$dist/$name.cdx.json")" = "v$version" ] || fail "the bill of $name has another version"
 done
+texts=$work/release-1/$name/THIRD_PARTY_LICENSES
+sed 's|^github.com/prometheus/procfs v|github.com/another/procfs v|' "$texts" >"$work/wrong.texts"
+refused "a module without a license" licensed "$program" "$work/wrong.texts"
+sed "s|^Go's standard|Another's|" "$texts" >"$work/wrong.texts"
+refused "no license of Go's standard library" licensed "$program" "$work/wrong.texts"
 file "$work/release-1/cmekproxy-$version-linux-arm64/cmekproxy" | grep -q 'ELF 64-bit.*aarch64.*statically linked'
 file "$work/release-1/cmekproxy-$version-darwin-arm64/cmekproxy" | grep -q 'Mach-O 64-bit.*arm64'
 line=$("$work/release-1/cmekproxy-$version-linux-$(go env GOARCH)/cmekproxy" version)
