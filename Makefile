@@ -106,10 +106,11 @@ e2e: ## real clients against cmekproxy serve and a separate store (installs what
 	STORE=$(STORE) e2e/run.sh
 
 .PHONY: e2e-full
-e2e-full: ## e2e, plus the clients that take minutes to install; prints OK or FAIL for each client; helm chart, deb, images and release
+e2e-full: ## e2e, plus the clients that take minutes to install; prints OK or FAIL for each client; helm chart, deb, systemd, images and release
 	STORE=$(STORE) E2E_FULL=1 e2e/run.sh
 	deploy/helm/test.sh
 	deploy/deb/test.sh
+	deploy/systemd/boot.sh
 	deploy/image/full.sh
 	deploy/release/test.sh
 

@@ -69,11 +69,7 @@ refused "a misspelt setting" compose "$work/wrong.yaml"
 sed 's/stop_grace_period: 40s/stop_grace_period: [40s]/' deploy/compose/compose.yaml >"$work/wrong.yaml"
 refused "a list for a duration" compose "$work/wrong.yaml"
 echo "== cmekproxy check, with the store of compose.yaml"
-versitygw=$PWD/.cache/e2e/bin/versitygw # make e2e installs the same
-if [ ! -x "$versitygw" ]; then
-  echo "installing versitygw; this takes minutes"
-  GOBIN=$(dirname "$versitygw") go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
-fi
+versitygw
 CGO_ENABLED=0 go build -tags nodev -trimpath -o "$work/cmekproxy" ./cmd/proxy
 run=$(mktemp -d) port=$((20000 + RANDOM % 10000))
 mkdir -p "$run/objects/photos"

@@ -2,6 +2,8 @@
 # Sourced by the scripts of deploy, with the top of the repository as the
 # working directory: the vendors' tools, and what several scripts do with them.
 bin=$PWD/.cache/bin work=$PWD/.cache/deploy
+root=()
+if (($(id -u) != 0)); then root=(sudo); fi
 
 # tool NAME PACKAGE MODULE VERSION installs a program, unless that version is there.
 tool() {
@@ -10,6 +12,15 @@ tool() {
     mkdir -p "$bin" "$work/gobin"
     GOBIN=$work/gobin go install "$2@$4"
     mv "$work/gobin/$(basename "${2%/v[0-9]}")" "$bin/$1"
+  fi
+}
+
+# versitygw installs a store, as make e2e does, and sets its path.
+versitygw() {
+  versitygw=$PWD/.cache/e2e/bin/versitygw
+  if [ ! -x "$versitygw" ]; then
+    echo "installing versitygw; this takes minutes"
+    GOBIN=$(dirname "$versitygw") go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
   fi
 }
 

@@ -4,9 +4,6 @@
 storage=$work/images
 image=cmekproxy-test
 
-root=()
-if (($(id -u) != 0)); then root=(sudo); fi
-
 # The file system is copied for each layer, which needs no privileges of the
 # kernel and works in containers.
 images() { "${root[@]}" buildah --root "$storage/root" --runroot "$storage/run" --storage-driver vfs "$@"; }
