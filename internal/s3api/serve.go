@@ -328,10 +328,13 @@ func (s *Server) finish(c *call, err error) {
 		}
 	}
 
+	if c.aborted {
+		// The call may have noticed a revoked key before its watcher did. The
+		// records may take long, and meanwhile the client would read on.
+		c.reset()
+	}
 	s.record(c, answer)
 	if c.aborted {
-		// The call may have noticed a revoked key before its watcher did.
-		c.reset()
 		panic(http.ErrAbortHandler)
 	}
 }
