@@ -29,6 +29,7 @@
 //	                      no request fails; rollingload_test.go is the load,
 //	                      cutoff_test.go takes the network from one of them,
 //	                      nodes_test.go makes the network namespaces
+//	proxyprotocol_test.go the clients' addresses, behind HAProxy and nginx
 //	layouts_test.go       multipart objects with parts of many sizes
 //	decrypt_test.go       stored objects read by cmekproxy decrypt and by
 //	                      contrib/decrypt

@@ -44,6 +44,17 @@ func readSection(t *testing.T, name string) (text string, begin int, section str
 	return text, begin, text[begin:end], end
 }
 
+// docBlock returns the block of code in a document that begins with a text.
+func docBlock(t *testing.T, path, begin string) string {
+	t.Helper()
+	_, block, found := strings.Cut(read(t, path), "\n"+begin)
+	block, _, closed := strings.Cut(block, "\n```")
+	if !found || !closed {
+		t.Fatalf("%s has no block of code that begins with %q", path, begin)
+	}
+	return begin + block + "\n"
+}
+
 // moduleVersion returns the version of a Go module used in these tests, or
 // of the program that run.sh built from it.
 func moduleVersion(path string) string {

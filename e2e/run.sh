@@ -96,6 +96,9 @@ aptly            aptly                     aptly
 tenant-kit       shellcheck                shellcheck
 status-page      chromium                  chromium
 rolling          haproxy                   haproxy
+client-addresses haproxy                   haproxy
+client-addresses nginx                     nginx-light
+client-addresses /usr/lib/nginx/modules/ngx_stream_module.so  libnginx-mod-stream
 rolling          ip                        iproute2
 rolling          aws                       awscli
 "

@@ -114,10 +114,17 @@ func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []string, keyConfig, cert, key string) endpoint {
 	t.Helper()
 	address, admin := freeAddress(t), freeAddress(t)
-	p := start(t, s.name+"proxy-"+scheme, env, tool(t, "cmekproxy"), "serve", "--config", s.writeConfig(t, scheme, address, admin, keyConfig, cert, key))
+	s.serve(t, scheme, env, s.writeConfig(t, scheme, address, admin, keyConfig, cert, key), admin)
+	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}
+}
+
+// serve starts a proxy with a configuration.
+func (s *stack) serve(t *testing.T, name string, env []string, config, admin string) *process {
+	t.Helper()
+	p := start(t, s.name+"proxy-"+name, env, tool(t, "cmekproxy"), "serve", "--config", config)
 	s.logs = append(s.logs, p.log)
 	p.waitFor(t, "http://"+admin+"/readyz")
-	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}
+	return p
 }
 
 // writeConfig writes the configuration of a proxy and returns its path.
