@@ -87,5 +87,14 @@ for _ in {1..100}; do
   sleep 0.1
 done
 "$work/cmekproxy" check --config "$run/config.yaml" --bucket photos
+echo "== the commands of README.md that try a configuration"
+mkdir -p "$run/bin" "$run/try"
+ln -s "$work/cmekproxy" "$run/bin/cmekproxy"
+sed "s|https://s3.eu.*|http://127.0.0.1:$port|; s|region: eu.*|region: us-east-1\n  access_key: store\n  secret_key: \${ORIGIN_SECRET_KEY}|; \
+  s|provider: aws-kms|provider: local|; s|key_id:.*|key_file: $run/customer.key|" deploy/kubernetes/sidecar/config.yaml >"$run/try/config.yaml"
+# shellcheck disable=SC2016 # these are the fences of a block of code
+sed -n '/^mkdir -p try/,/^```/p' deploy/README.md | sed '/^```/d' >"$run/try.sh"
+(cd "$run/try" && PATH="$run/bin:$PATH" bash -euo pipefail "$run/try.sh" >"$run/try.log") || { cat "$run/try.log"; exit 1; }
+grep -q '^ok    store: delete' "$run/try.log" || { echo "deploy: the commands of README.md do not check the store"; exit 1; }
 refused "a wrong secret" env ORIGIN_SECRET_KEY=another "$work/cmekproxy" check --config "$run/config.yaml"
 echo "deploy: all valid"

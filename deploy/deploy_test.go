@@ -4,11 +4,14 @@ package deploy_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v4"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
@@ -82,6 +85,42 @@ func TestCredentialsDirectory(t *testing.T) {
 				t.Errorf("read the secret: %v, want %v; %v", ok, row.ok, err)
 			}
 		})
+	}
+}
+
+// TestPodMonitor: the monitor selects the pods of the sidecar, and their port.
+func TestPodMonitor(t *testing.T) {
+	var monitor struct {
+		Spec struct {
+			Selector struct {
+				MatchLabels map[string]string `yaml:"matchLabels"`
+			}
+			PodMetricsEndpoints []struct{ Port string } `yaml:"podMetricsEndpoints"`
+		}
+	}
+	var deployment struct {
+		Spec struct {
+			Template struct {
+				Metadata struct{ Labels map[string]string }
+				Spec     struct {
+					InitContainers []struct{ Ports []struct{ Name string } } `yaml:"initContainers"`
+				}
+			}
+		}
+	}
+	for path, into := range map[string]any{"podmonitor": &monitor, "deployment": &deployment} {
+		if err := yaml.Unmarshal([]byte(read(t, "kubernetes/sidecar/"+path+".yaml")), into); err != nil {
+			t.Fatal(path, err)
+		}
+	}
+
+	pod := deployment.Spec.Template
+	if labels := monitor.Spec.Selector.MatchLabels; len(labels) == 0 || !maps.Equal(labels, pod.Metadata.Labels) {
+		t.Errorf("it selects %v, and the pods have %v", labels, pod.Metadata.Labels)
+	}
+	if len(monitor.Spec.PodMetricsEndpoints) != 1 ||
+		monitor.Spec.PodMetricsEndpoints[0].Port != pod.Spec.InitContainers[0].Ports[0].Name {
+		t.Errorf("it reads %v, and the proxy has %v", monitor.Spec.PodMetricsEndpoints, pod.Spec.InitContainers[0].Ports)
 	}
 }
 

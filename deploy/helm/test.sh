@@ -11,6 +11,7 @@ schemas
 operator=$(module github.com/prometheus-operator/prometheus-operator@v0.85.0)/example/prometheus-operator-crd
 go run ./deploy/internal/k8sschema "$work/schemas" \
   "$(module github.com/cert-manager/cert-manager@v1.21.2)/deploy/crds/cert-manager.io_certificates.yaml" \
+  "$operator/monitoring.coreos.com_podmonitors.yaml" \
   "$operator/monitoring.coreos.com_servicemonitors.yaml" \
   "$operator/monitoring.coreos.com_prometheusrules.yaml"
 
@@ -19,6 +20,7 @@ values=deploy/helm/values
 helm() { "$bin/helm" "$@" --kube-version 1.34.1; }
 render() { helm template s3 "$chart" --namespace storage --values "$@"; }
 
+conform deploy/kubernetes/sidecar/podmonitor.yaml
 rendered=()
 for file in "$values"/*.yaml; do
   echo "== $file"
