@@ -5,6 +5,7 @@
 package proxytest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -57,7 +58,7 @@ func StartStore() (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	process := exec.Command(program, root) //nolint:gosec // what the go command has built
+	process := exec.CommandContext(context.Background(), program, root) //nolint:gosec // what the go command has built
 	s := &Store{Dir: filepath.Join(root, Buckets), root: root, process: process}
 	if err := s.start(); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -69,7 +70,8 @@ func StartStore() (*Store, error) {
 // keeps it in its cache, and builds it again after a change.
 var storeProgram = sync.OnceValues(func() (string, error) {
 	var stderr strings.Builder
-	find := exec.Command("go", "tool", "-n", "github.com/cmekproxy/cmekproxy/internal/proxytest/store")
+	const name = "github.com/cmekproxy/cmekproxy/internal/proxytest/store"
+	find := exec.CommandContext(context.Background(), "go", "tool", "-n", name)
 	find.Env = append(os.Environ(), "GOFLAGS=", "GOFIPS140=off") // one program for all ways to run the tests
 	find.Stderr = &stderr
 	path, err := find.Output()
