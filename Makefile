@@ -43,10 +43,11 @@ release: ## archives, checksums and bills of materials in bin/release; see docs/
 
 SLOWEST := ./cmd/proxy ./internal/s3api ./internal/kms # these begin first
 
+# The linter runs vet. Debuggers need what -w leaves out; stack traces do not.
 .PHONY: test
 test: ## all unit and integration tests, with the race detector (fetches Go modules on a fresh machine)
 	@echo "go test: the first run downloads modules and compiles everything, a few minutes; later runs take seconds"
-	$(GO) test -race -shuffle=on -timeout 20m -p 3 -exec $(CURDIR)/internal/tools/shards/shards.sh $(SLOWEST) ./...
+	$(GO) test -race -shuffle=on -vet=off -ldflags=-w -timeout 20m -p 3 -exec $(CURDIR)/internal/tools/shards/shards.sh $(SLOWEST) ./...
 
 .PHONY: check
 check: fmt-check tidy-check test lint vuln ## the tests and linters that CI runs, without e2e and fuzzing

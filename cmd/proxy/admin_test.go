@@ -65,6 +65,7 @@ func keysOf(t *testing.T, admin string) []keyStatus {
 func TestAdmin(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	listen, admin := freePort(t), freePort(t)
+	t.Chdir(t.TempDir()) // the embedded store changes it
 	s := start(t, "dev", "--listen", listen, "--admin-listen", admin, "--data", dir)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	c := client(listen, devAccessKey, devSecretKey)

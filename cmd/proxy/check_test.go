@@ -14,9 +14,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -97,72 +97,89 @@ func wantNothingLeft(t *testing.T, direct *s3.Client, bucket string) {
 func plainBuild(t *testing.T) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "cmekproxy")
-	_, file, _, _ := runtime.Caller(0) // a store may have changed the working directory
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", path, ".")
-	build.Dir = filepath.Dir(file)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	return path
 }
 
-// A check that is killed leaves nothing behind, at whatever request it is
-// killed, and whether the store has answered that or not.
+// A check that is killed leaves nothing behind, at whatever request that changes
+// the store it is killed, and whether the store has answered that or not. Every
+// second request is enough: each kind of request is sent several times.
 func TestCheckIsKilled(t *testing.T) {
 	store := proxytest.ServeStore(t)
 	direct, bucket := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey), "bucket"
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
-	target, err := url.Parse(store)
+	k := &killer{binary: plainBuild(t), store: store, bucket: bucket}
+
+	methods := k.check(t, 0, nil) // not killed
+	killed := 0
+	for signal, step := range map[os.Signal]int{syscall.SIGKILL: 2, syscall.SIGTERM: 10} {
+		for at := 1; at <= len(methods); at += step {
+			if method := methods[at-1]; method == http.MethodGet || method == http.MethodHead {
+				continue
+			}
+			k.check(t, at, signal)
+			killed++
+		}
+	}
+	if killed < 30 {
+		t.Errorf("the check was killed %d times only, in %q", killed, methods)
+	}
+	wantNothingLeft(t, direct, bucket)
+}
+
+// killer kills checks of a store.
+type killer struct{ binary, store, bucket string }
+
+// check runs a check. At its request number at, it gets the signal: before the
+// store answers if half the number is even, else after that. check returns the
+// methods of its requests.
+func (k *killer) check(t *testing.T, at int, signal os.Signal) (methods []string) {
+	t.Helper()
+	target, err := url.Parse(k.store)
 	if err != nil {
 		t.Fatal(err)
 	}
-
-	binary, killed := plainBuild(t), 0
-	for signal, step := range map[os.Signal]int{syscall.SIGKILL: 1, syscall.SIGTERM: 5} {
-		for at := 1; ; at += step {
-			var (
-				requests atomic.Int64
-				started  = make(chan *os.Process, 1)
-				forward  = httputil.NewSingleHostReverseProxy(target)
-			)
-			kill := func() {
-				p := <-started
-				_ = p.Signal(signal) // it may have ended
-				started <- p
-			}
-			forward.ErrorLog = log.New(io.Discard, "", 0)
-			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				now := requests.Add(1) == int64(at)
-				if now && at%2 == 0 {
-					kill()
-				}
-				forward.ServeHTTP(w, r.WithContext(context.WithoutCancel(r.Context())))
-				if now {
-					kill()
-				}
-			}))
-
-			config := writeConfig(t, front.URL, "127.0.0.1:0", "127.0.0.1:0", "checksum_trailer: true", "checksum_trailer: auto")
-			check := exec.CommandContext(t.Context(), binary, "check", "--config", config, "--bucket", bucket)
-			// The cleaner outlives the check, so it must not have its pipes.
-			if err := check.Start(); err != nil {
-				t.Fatal(err)
-			}
-			started <- check.Process
-			_ = check.Wait()
-			if requests.Load() < int64(at) {
-				front.Close()
-				break
-			}
-			killed++
-			t.Cleanup(front.Close) // the cleaner needs it
+	var (
+		mu      sync.Mutex
+		started = make(chan *os.Process, 1)
+		forward = httputil.NewSingleHostReverseProxy(target)
+	)
+	kill := func() {
+		p := <-started
+		_ = p.Signal(signal) // it may have ended
+		started <- p
+	}
+	forward.ErrorLog = log.New(io.Discard, "", 0)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		methods = append(methods, r.Method)
+		now := len(methods) == at
+		mu.Unlock()
+		if now && at/2%2 == 0 {
+			kill()
 		}
-	}
+		forward.ServeHTTP(w, r.WithContext(context.WithoutCancel(r.Context())))
+		if now {
+			kill()
+		}
+	}))
+	t.Cleanup(front.Close) // the cleaner needs it
 
-	if killed < 40 {
-		t.Errorf("the check was killed %d times only", killed)
+	config := writeConfig(t, front.URL, "127.0.0.1:0", "127.0.0.1:0", "checksum_trailer: true", "checksum_trailer: auto")
+	check := exec.CommandContext(t.Context(), k.binary, "check", "--config", config, "--bucket", k.bucket)
+	// The cleaner outlives the check, so it must not have its pipes.
+	if err := check.Start(); err != nil {
+		t.Fatal(err)
 	}
-	wantNothingLeft(t, direct, bucket)
+	started <- check.Process
+	_ = check.Wait()
+
+	mu.Lock()
+	defer mu.Unlock()
+	return slices.Clone(methods)
 }

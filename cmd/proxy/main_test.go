@@ -158,6 +158,7 @@ func client(addr, access, secret string) *s3.Client {
 // A new user's first five minutes: start, store, look at the ciphertext,
 // stop, start again, read.
 func TestDev(t *testing.T) {
+	t.Chdir(t.TempDir()) // the embedded store changes it
 	dir := filepath.Join(t.TempDir(), "data")
 	listen, admin := freePort(t), freePort(t)
 	text := strings.Repeat("top secret ", 20_000)

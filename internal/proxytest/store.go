@@ -7,13 +7,15 @@ package proxytest
 import (
 	"context"
 	"errors"
-	"net"
+	"fmt"
+	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,7 +23,6 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
-	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
 )
 
 // What every Store takes.
@@ -31,36 +32,82 @@ const (
 	Region    = "us-east-1"
 )
 
-// Store is a store that runs in the process of the tests. One process has one,
-// from its TestMain: it changes the working directory.
+// The directories of a store.
+const (
+	Buckets  = "buckets"
+	Versions = "versions"
+)
+
+// Store is a store that runs in a process of its own.
 type Store struct {
 	Dir string // of the buckets: an object is a file
+	URL string // at which it is served over plain HTTP
 
 	root, socket string
-	stop         func()
+	process      *exec.Cmd
+	stdin        io.Closer
 }
 
 // StartStore starts a store that keeps versions in buckets that ask for them.
 func StartStore() (*Store, error) {
+	program, err := storeProgram()
+	if err != nil {
+		return nil, err
+	}
 	root, err := os.MkdirTemp("", "proxytest-")
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Dir: filepath.Join(root, "buckets"), root: root}
-	versions := filepath.Join(root, "versions")
-	if err = errors.Join(os.Mkdir(s.Dir, 0o700), os.Mkdir(versions, 0o700)); err == nil {
-		s.socket, s.stop, err = embedded.Start(context.Background(), embedded.Config{
-			Dir: s.Dir, Versions: versions, AccessKey: AccessKey, SecretKey: SecretKey, Region: Region,
-		})
-	}
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(root))
+	process := exec.CommandContext(context.Background(), program, root) //nolint:gosec // what the go command has built
+	s := &Store{Dir: filepath.Join(root, Buckets), root: root, process: process}
+	if err := s.start(); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
+// storeProgram returns the path of the program of the store. The go command
+// keeps it in its cache, and builds it again after a change.
+var storeProgram = sync.OnceValues(func() (string, error) {
+	var stderr strings.Builder
+	const name = "github.com/cmekproxy/cmekproxy/internal/proxytest/store"
+	find := exec.CommandContext(context.Background(), "go", "tool", "-n", name)
+	find.Env = append(os.Environ(), "GOFLAGS=", "GOFIPS140=off") // one program for all ways to run the tests
+	find.Stderr = &stderr
+	path, err := find.Output()
+	if err != nil {
+		return "", fmt.Errorf("%v: %w: %s", find.Args, err, stderr.String())
+	}
+	return strings.TrimSpace(string(path)), nil
+})
+
+// start starts the process and reads its addresses.
+func (s *Store) start() (err error) {
+	for _, dir := range []string{Buckets, Versions} {
+		if err := os.Mkdir(filepath.Join(s.root, dir), 0o700); err != nil {
+			return err
+		}
+	}
+
+	s.process.Dir, s.process.Stderr = s.root, os.Stderr
+	stdout, err := s.process.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if s.stdin, err = s.process.StdinPipe(); err != nil {
+		return err
+	}
+	if err := s.process.Start(); err != nil {
+		return err
+	}
+	if _, err := fmt.Fscan(stdout, &s.URL, &s.socket); err != nil {
+		return fmt.Errorf("the store failed to start: %w", err)
+	}
+	return nil
+}
+
 // ServeStore starts a store for the time of the test, and returns the URL at
-// which it is served over plain HTTP. No other store may run meanwhile.
+// which it is served over plain HTTP.
 func ServeStore(t testing.TB) (address string) {
 	t.Helper()
 	s, err := StartStore()
@@ -72,26 +119,15 @@ func ServeStore(t testing.TB) (address string) {
 			t.Error(err)
 		}
 	})
-
-	server := httptest.NewServer(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(&url.URL{Scheme: "http", Host: r.In.Host})
-			r.Out.Host = r.In.Host
-		},
-		Transport: &http.Transport{
-			DisableCompression: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "unix", s.socket)
-			},
-		},
-	})
-	t.Cleanup(server.Close)
-	return server.URL
+	return s.URL
 }
 
 // Close stops the store and removes what it has.
 func (s *Store) Close() error {
-	s.stop()
+	if s.stdin != nil {
+		_ = s.stdin.Close()
+		_ = s.process.Wait()
+	}
 	return os.RemoveAll(s.root)
 }
 

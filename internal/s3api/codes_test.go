@@ -11,9 +11,6 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// The store of the tests changes the working directory.
-var sourceDir, _ = filepath.Abs(".")
-
 // Error codes in the source: as an argument, and as a field.
 var usedCodes = []*regexp.Regexp{
 	regexp.MustCompile(`\b(?:badRequest|fail)\(\s*"([A-Za-z.]+)"`),
@@ -25,7 +22,7 @@ var usedCodes = []*regexp.Regexp{
 func TestEveryCodeHasAStatus(t *testing.T) {
 	found := make(map[string]string)
 	for _, dir := range []string{".", "../sigv4"} {
-		files, err := filepath.Glob(filepath.Join(sourceDir, dir, "*.go"))
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)
 		}
