@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
@@ -58,7 +59,7 @@ func startFleetLoad(t *testing.T, f *fleet) *fleetLoad {
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	t.Cleanup(l.cancel)
 	for _, e := range []endpoint{f.connections, f.requests} {
-		shared := newGoSDK(e) // one pool of connections
+		shared := newPool(e)
 		for i := range 10 {
 			l.all.Go(func() { l.goSDK(shared, i, false, 2*shutdownDelay) })
 		}
@@ -72,6 +73,19 @@ func startFleetLoad(t *testing.T, f *fleet) *fleetLoad {
 	}
 	l.all.Go(func() { l.awsCLI(f.connections, t.TempDir()) })
 	return l
+}
+
+// newPool returns a client whose requests share connections. In a pool that
+// uses the last one first, others would be idle for longer than each client
+// pauses, and be closed while a request is on its way.
+func newPool(e endpoint) *goSDK {
+	c := newGoSDK(e)
+	options := c.s3.Options()
+	options.HTTPClient = options.HTTPClient.(*awshttp.BuildableClient).WithTransportOptions(func(t *http.Transport) {
+		t.IdleConnTimeout = 2 * shutdownDelay
+	})
+	c.s3 = s3.New(options)
+	return c
 }
 
 func (l *fleetLoad) event(name string) {
