@@ -50,7 +50,7 @@ for platform in linux-amd64 linux-arm64 darwin-arm64; do
   [ "$(jq -r .metadata.component.version "$dist/$name.cdx.json")" = "v$version" ] || fail "the bill of $name has another version"
 done
 texts=$work/release-1/$name/THIRD_PARTY_LICENSES
-sed 's|^github.com/prometheus/procfs v|github.com/another/procfs v|' "$texts" >"$work/wrong.texts"
+sed 's|^github.com/spf13/cobra v|github.com/another/cobra v|' "$texts" >"$work/wrong.texts"
 refused "a module without a license" licensed "$program" "$work/wrong.texts"
 sed "s|^Go's standard|Another's|" "$texts" >"$work/wrong.texts"
 refused "no license of Go's standard library" licensed "$program" "$work/wrong.texts"
