@@ -86,7 +86,7 @@ func (s *searcher) find(data []byte) (offset int, found bool) {
 }
 
 // common returns the length of the longest common run that includes a[i] and
-// b[j].
+// b[j], without the zeros at its ends: parts are filled with zeros.
 func common(a []byte, i int, b []byte, j int) int {
 	before, after := 0, 0
 	for i-before > 0 && j-before > 0 && a[i-before-1] == b[j-before-1] {
@@ -95,7 +95,7 @@ func common(a []byte, i int, b []byte, j int) int {
 	for i+after < len(a) && j+after < len(b) && a[i+after] == b[j+after] {
 		after++
 	}
-	return before + after
+	return len(bytes.Trim(a[i-before:i+after], "\x00"))
 }
 
 // searchStore searches everything that the store has. It returns the number of
@@ -261,6 +261,13 @@ func TestSearcher(t *testing.T) {
 	clear(data[100 : 100+zeroLength-1])
 	if offset, ok := s.find(data); ok {
 		t.Errorf("the fill of a part is found at %d", offset)
+	}
+
+	// A database's page has many of these, and so does the end of one part in
+	// some: the last byte of ciphertext, and the fill.
+	small := append([]byte{data[99]}, make([]byte, 100)...)
+	if offset, ok := newSearcher([][]byte{small}).find(data); ok {
+		t.Errorf("a byte before the fill of a part is found at %d", offset)
 	}
 
 	clear(data[100 : 100+zeroLength])
