@@ -9,6 +9,7 @@
 //
 //	config.go   Config: the store, the keys, and options
 //	inplace.go  requests to the store, and when they are repeated
+//	confirm.go  telling a fault of an object from an object that is being overwritten
 //	tags.go     copying an object's tags
 //	upload.go   multipart uploads
 //	send.go     sending requests, and recognizing answers that are not the store's
@@ -77,7 +78,7 @@ func Insist(
 	wait := awayPause
 
 	for i := 0; i < tries; {
-		if r, err = attempt(ctx); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
+		if r, err = attempt(observe(ctx)); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
 			break
 		}
 
@@ -183,6 +184,7 @@ func (s *Store) Do(r *http.Request) (*http.Response, error) {
 	}
 
 	if err == nil {
+		s.note(r, resp)
 		resp.Body = &answer{resp.Body}
 	}
 	return resp, err
