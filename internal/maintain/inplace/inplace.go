@@ -114,7 +114,7 @@ func Insist(
 // again reports whether another attempt may succeed. After the first
 // request, a 404 means that the object was deleted in the meantime.
 func again(err error) bool {
-	if errors.Is(err, errTried) {
+	if final := (finalError{}); errors.Is(err, errTried) || errors.As(err, &final) {
 		return false
 	}
 	switch stored.StatusOf(err) {
@@ -123,6 +123,13 @@ func again(err error) bool {
 	}
 	return errors.Is(err, ErrChanged) || errors.Is(err, stored.ErrOverwritten) || falters(err) || isAway(err)
 }
+
+// Final returns err as an error after which Insist does not try again.
+func Final(err error) error { return finalError{err} }
+
+type finalError struct{ error }
+
+func (f finalError) Unwrap() error { return f.error }
 
 // isAway reports whether a KMS does not answer, or is throttling.
 func isAway(err error) bool { return kms.IsUnreachable(err) || kms.IsThrottled(err) }
