@@ -87,7 +87,7 @@ func (s *Store) note(r *http.Request, resp *http.Response) {
 	query.Del("versionId")
 	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
-	case !reads && (len(query) == 0 || r.Method == http.MethodPost): // PutObject, or the end of an upload
+	case !reads && len(query) == 0, r.Method == http.MethodPost && query.Has("uploadId"): // the object is written
 		o.url, o.differs = nil, false
 		return
 	case !reads, len(query) > 0: // about a part, or the tags
