@@ -51,14 +51,13 @@ func receiverAction(err error) string {
 		return "name the file of the receiver's authority in tracing.ca_file, and check the host in tracing.endpoint"
 	case errors.As(err, &alert):
 		return "the receiver refuses the TLS handshake: check its settings"
-	case strings.Contains(err.Error(), "malformed HTTP"):
-		return "the port is not one for OTLP over HTTP: use that, by default 4318; 4317 is for gRPC"
 	case errors.As(err, &host):
 		return "check the host in tracing.endpoint and the DNS"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "nothing listens there: start the receiver, or correct tracing.endpoint"
-	default:
-		return "check tracing.endpoint, the network and the receiver"
+	default: // a server of gRPC speaks first, so the error depends on who is faster
+		return "check the network, the receiver, and the port in tracing.endpoint, which must be that for " +
+			"OTLP over HTTP: by default that is 4318; 4317 is for gRPC"
 	}
 }
 
