@@ -140,10 +140,20 @@ func (r *decryptRun) copy(ctx context.Context, w io.Writer, head *stored.Object,
 	r.progress = bar.above(r.progress)
 	out := &counted{w: bar.above(w), n: done, bar: bar}
 
+	// There is no pause after an attempt that has read something, and only
+	// attempts in a row that have read nothing are counted.
+	step := func(ctx context.Context) error {
+		return whileItMoves(out, func() error { return r.copyRest(ctx, out, head) })
+	}
+	return whileItMoves(out, func() error { return r.insist(ctx, step) })
+}
+
+// whileItMoves repeats attempts while each has written something before the
+// store broke off.
+func whileItMoves(out *counted, attempt func() error) error {
 	for {
 		begun := out.n
-		err := r.insist(ctx, func(ctx context.Context) error { return r.copyRest(ctx, out, head) })
-		if !errors.Is(err, inplace.ErrUnanswered) || out.n == begun {
+		if err := attempt(); out.n == begun || !errors.Is(err, inplace.ErrUnanswered) {
 			return err
 		}
 	}

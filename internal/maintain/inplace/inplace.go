@@ -88,8 +88,8 @@ func Insist(
 				away(err)
 			}
 			next, wait = wait, min(2*wait, longAwayPause)
-		} else {
-			i++
+		} else if i++; i == tries {
+			break
 		}
 
 		select {
