@@ -37,7 +37,7 @@ func checkCommand() *cobra.Command {
 	c.Flags().StringVar(&o.format, "format", "text", "`FORMAT`: text, or json (one object per line)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		o.path = *path
-		return check(c.Context(), o, c.OutOrStdout())
+		return check(c.Context(), o, c.OutOrStdout(), c.ErrOrStderr())
 	}
 	return c
 }
@@ -45,9 +45,9 @@ func checkCommand() *cobra.Command {
 type checkOptions struct{ path, bucket, format string }
 
 // check tests everything that serve needs, and prints one line for each
-// check.
-func check(ctx context.Context, o checkOptions, stdout io.Writer) error {
-	c := &checker{out: stdout, json: o.format == "json"}
+// check. A signal ends it: what is tested then has no line.
+func check(ctx context.Context, o checkOptions, stdout, stderr io.Writer) error {
+	c := &checker{out: stdout, stderr: stderr, json: o.format == "json"}
 	if o.format != "text" && o.format != "json" {
 		return usageError{fmt.Errorf("--format is %q, and must be text or json", o.format)}
 	}
@@ -55,7 +55,7 @@ func check(ctx context.Context, o checkOptions, stdout io.Writer) error {
 	if err != nil {
 		if c.json && !errors.As(err, &usageError{}) {
 			c.line(checkConfiguration, err, "configuration")
-			_ = c.end()
+			_ = c.end(ctx)
 		}
 		return err
 	}
@@ -70,21 +70,33 @@ func check(ctx context.Context, o checkOptions, stdout io.Writer) error {
 	c.server(ctx, cfg)
 
 	store, err := openStore(ctx, cfg, "", zap.NewNop(), metrics.New())
+	if ctx.Err() != nil {
+		return c.end(ctx)
+	}
 	if err != nil {
 		c.line(checkCredentials, err, "store %s", cfg.Origin.Endpoint)
-		return c.end()
+		return c.end(ctx)
 	}
 	if o.bucket != "" {
 		c.line(checkRule, checkRules(cfg, o.bucket), "rule for bucket %s", o.bucket)
 	}
 	c.store(ctx, store, file.text, o.bucket)
-	return c.end()
+	return c.end(ctx)
 }
 
+// run runs a test, and prints its result. After a signal it does neither: the
+// result would only be that of the signal.
 func (c *checker) run(ctx context.Context, check, what string, test func(context.Context) (string, error)) {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	limited, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	detail, err := test(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	detail, err := test(limited)
+	if ctx.Err() != nil {
+		return
+	}
+
 	if detail != "" {
 		what += ": " + detail
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +29,7 @@ const (
 	checkClientSecret  = "client_secret"
 	checkPort          = "port"
 	checkServer        = "server"
+	checkTracing       = "tracing"
 	checkCredentials   = "store_credentials" //nolint:gosec // a name
 	checkRule          = "rule"
 	checkLeftovers     = "store_leftovers"
@@ -52,6 +55,7 @@ var actions = map[string]string{
 	checkClientSecret:  "choose a longer secret_key",
 	checkPort:          "choose another address",
 	checkServer:        "correct the setting that the message names",
+	checkTracing:       "check tracing.endpoint, and the receiver's log",
 	checkCredentials:   "check origin.endpoint, origin.access_key and origin.secret_key",
 	checkRule:          "add the bucket to a rule in encryption.rules, or correct --bucket",
 	checkLeftovers:     "remove the objects and uploads below .cmekproxy-check- yourself",
@@ -89,11 +93,12 @@ type checkTotals struct {
 	Type   string `json:"type"` // summary
 	Checks int    `json:"checks"`
 	Failed int    `json:"failed"`
+	ending
 }
 
 // checker prints results and counts them.
 type checker struct {
-	out             io.Writer
+	out, stderr     io.Writer
 	json            bool
 	total, failures int
 }
@@ -173,15 +178,18 @@ func (c *checker) capability(one capability.Capability, answer capability.Answer
 	fmt.Fprintf(c.out, "      %-22s %s\n", one, one.Text(answer))
 }
 
-// end prints the summary, and returns the error of the command.
-func (c *checker) end() error {
-	if c.json {
-		c.encode(checkTotals{"summary", c.total, c.failures})
-	}
+// end prints the summary, and returns the error of the command. A signal is
+// the error even if checks have failed before it, as their lines say.
+func (c *checker) end(ctx context.Context) error {
+	var err error
 	if c.failures > 0 {
-		return fmt.Errorf("%d of %d checks failed", c.failures, c.total)
+		err = fmt.Errorf("%d of %d checks failed", c.failures, c.total)
 	}
-	return nil
+	stopped := earlyCause(ctx, ctx.Err())
+	if c.json {
+		c.encode(checkTotals{"summary", c.total, c.failures, endingOf(stopped, "")})
+	}
+	return cmp.Or(stopped, err)
 }
 
 // advised is an error with what to do about it.

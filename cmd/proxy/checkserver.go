@@ -27,6 +27,9 @@ import (
 // server tests what serve needs apart from keys and store. Then it builds the
 // server as serve does, and prints what is unusual about its keys.
 func (c *checker) server(ctx context.Context, cfg *config.Config) {
+	if ctx.Err() != nil {
+		return
+	}
 	c.tenants(cfg)
 	c.audit(cfg.Audit)
 	c.certificate(cfg.TLS)
@@ -36,11 +39,18 @@ func (c *checker) server(ctx context.Context, cfg *config.Config) {
 	c.ports(ctx, cfg)
 
 	s, err := newServer(ctx, cfg, zap.NewNop(), "")
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		if err == nil {
+			s.close()
+		}
+		return
+	case err != nil:
 		c.line(checkServer, err, "server")
 		return
 	}
 	defer s.close()
+	c.tracing(ctx, s.tracer, cfg.Tracing.Endpoint)
 
 	for _, pair := range s.keys.Twins() {
 		c.remark("note", checkKMSKey, "keys %s and %s are the same KMS key: objects under it are opened through %s",

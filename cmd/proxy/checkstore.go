@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/cmekproxy/cmekproxy/internal/capability"
 	"github.com/cmekproxy/cmekproxy/internal/config"
@@ -17,6 +18,8 @@ func (c *checker) store(ctx context.Context, s *store, text []byte, bucket strin
 	c.run(ctx, checkCredentials, "store "+s.settings.Endpoint+": credentials", probe.List)
 
 	switch {
+	case ctx.Err() != nil:
+		return
 	case bucket == "":
 		c.remark("skip", checkCapabilities, "features of the store: give --bucket to test them")
 		return
@@ -26,6 +29,7 @@ func (c *checker) store(ctx context.Context, s *store, text []byte, bucket strin
 	}
 
 	c.sweep(ctx, probe)
+	defer context.AfterFunc(ctx, func() { c.sayStopping(ctx) })()
 	dismiss, err := startCleaner(text, bucket, probe.ID())
 	if err != nil {
 		c.remark("warn", checkLeftovers, "if this check is killed, its test objects stay until the next one: %v", err)
@@ -45,12 +49,22 @@ func (c *checker) store(ctx context.Context, s *store, text []byte, bucket strin
 	} else {
 		c.remark("skip", checkCapabilities, "other features of the store: it does not take an object")
 	}
-	c.run(ctx, checkDelete, "store: delete", func(ctx context.Context) (string, error) { return "", probe.Clean(ctx) })
+	c.run(context.WithoutCancel(ctx), checkDelete, "store: delete",
+		func(ctx context.Context) (string, error) { return "", probe.Clean(ctx) })
+}
+
+// sayStopping says why the check does not end at once after a signal.
+func (c *checker) sayStopping(ctx context.Context) {
+	if signal, ok := errors.AsType[signalError](context.Cause(ctx)); ok {
+		fmt.Fprintf(c.stderr, "%s: removing the test objects; a second signal ends at once\n",
+			signalName(signal.Signal))
+	}
 }
 
 // sweep removes what a check or a proxy has left that was killed.
 func (c *checker) sweep(ctx context.Context, probe *storecheck.Probe) {
 	switch n, err := probe.Sweep(ctx); {
+	case ctx.Err() != nil:
 	case err != nil:
 		c.remark("warn", checkLeftovers, "looking for what an earlier test has left: %v", err)
 	case n > 0:
@@ -66,6 +80,9 @@ func (c *checker) capabilities(ctx context.Context, probe *storecheck.Probe, cfg
 		found, err = probe.Capabilities(ctx)
 		return "", err
 	})
+	if ctx.Err() != nil {
+		return
+	}
 	for one := range capability.All {
 		c.capability(one, found[one])
 	}
@@ -85,6 +102,9 @@ func (c *checker) capabilities(ctx context.Context, probe *storecheck.Probe, cfg
 	c.run(ctx, checkMultipart, "store: multipart uploads", func(ctx context.Context) (string, error) {
 		return probe.Parts(ctx, used, cfg.UniformParts)
 	})
+	if ctx.Err() != nil {
+		return
+	}
 	detail, err := storecheck.CompareKeys(found, cfg.Keys)
 	if detail != "" {
 		detail = ": " + detail

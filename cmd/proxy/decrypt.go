@@ -2,13 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -67,13 +64,14 @@ func decryptCommand() *cobra.Command {
 	)
 
 	flags.StringVar(&o.format, "format", "text", "text, or json (one object); for a file, not standard output")
+	o.declare(flags)
 
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseObject(args[0])
 		if err != nil {
 			return err
 		}
-		if err := o.checkFormat(); err != nil {
+		if err := errors.Join(o.checkFormat(), o.check()); err != nil {
 			return err
 		}
 
@@ -92,10 +90,12 @@ func decryptCommand() *cobra.Command {
 			return err
 		}
 		defer done()
+		ctx, stop := d.watch(c.Context(), o.giveUp)
+		defer stop()
 
 		r, err := d.decryptRun(c, target, was, o)
 		if err == nil {
-			err = r.run(c.Context(), o, c.OutOrStdout())
+			err = r.run(ctx, o, c.OutOrStdout())
 		}
 		if err != nil {
 			return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
@@ -111,6 +111,7 @@ type decryptOptions struct {
 	recovery, devData                string
 	anyKey                           bool
 	format                           string
+	patience
 }
 
 func (o *decryptOptions) checkFormat() error {
@@ -176,10 +177,7 @@ func (d *direct) decryptRun(c *cobra.Command, target, was crypt.Object, o decryp
 	if err != nil {
 		return nil, err
 	}
-
-	reader := d.reader()
-	reader.NoPartCount = o.as != "" // a tool may have copied the object in other parts
-	reader.Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+	open := func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 		switch {
 		case keyID == crypt.CustomerKeyID:
 			return d.openForCustomer(ctx, obj, wrapped, customerKey)
@@ -192,12 +190,23 @@ func (d *direct) decryptRun(c *cobra.Command, target, was crypt.Object, o decryp
 		}
 	}
 
+	reader := d.reader()
+	reader.Send = (&inplace.Store{Send: d.send}).Do
+	reader.NoPartCount = o.as != "" // a tool may have copied the object in other parts
+	reader.Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		lease, err := open(ctx, obj, keyID, wrapped)
+		if err == nil {
+			d.kmsWatch.Answered()
+		}
+		return lease, err
+	}
+
 	q := stored.Request{
 		Object: was, At: target, Version: o.version,
 		Plaintext: func(int64) error { return verify.ErrPlaintext },
 	}
 	return &decryptRun{
-		reader: reader, request: q, progress: d.progress, again: resumeLine(c, ""), customerKey: customerKey,
+		direct: d, reader: reader, request: q, again: resumeLine(c, ""), customerKey: customerKey,
 	}, nil
 }
 
@@ -227,150 +236,4 @@ func (b *backend) openForCustomer(
 		return nil, errors.New("it is under a customer key (SSE-C): give --sse-customer-key FILE")
 	}
 	return b.keys.OpenForCustomer(ctx, obj, wrapped, customerKey)
-}
-
-// decryptRun decrypts one object.
-type decryptRun struct {
-	reader      *stored.Reader
-	request     stored.Request
-	progress    io.Writer
-	again       string // the command line
-	customerKey []byte
-}
-
-// decrypted is the result in JSON.
-type decrypted struct {
-	Type    string `json:"type"` // object
-	Bucket  string `json:"bucket"`
-	Key     string `json:"key"`
-	Version string `json:"version_id,omitempty"`
-	File    string `json:"file"`
-	Size    int64  `json:"size"` // of the plaintext, in bytes: all of it was verified
-}
-
-// run reads the object. Until it is complete, the file has another name, so a
-// file with the object's name is always complete. If run is repeated, it
-// continues where it stopped.
-func (r *decryptRun) run(ctx context.Context, o decryptOptions, stdout io.Writer) error {
-	defer clear(r.customerKey)
-	if o.output == "-" {
-		err := r.toStream(ctx, stdout)
-		if err != nil {
-			err = earlyCause(ctx, err)
-		}
-		return err
-	}
-	size, err := r.toFile(ctx, o.output)
-	if err != nil {
-		return err
-	}
-	if o.format == "json" {
-		at := r.request.At
-		return json.NewEncoder(stdout).Encode(
-			decrypted{"object", at.Bucket, at.Key, r.request.Version, o.output, size},
-		)
-	}
-	fmt.Fprintf(r.progress, "%s: %d bytes, all verified\n", filepath.Base(o.output), size)
-	return nil
-}
-
-func (r *decryptRun) toStream(ctx context.Context, w io.Writer) error {
-	o, err := r.reader.Get(ctx, r.request)
-	if err != nil {
-		return err
-	}
-	defer o.Close()
-	return r.copy(ctx, w, o)
-}
-
-// toFile writes the object to the file name. Until the object is complete,
-// the file is called name.HASH.part. The hash includes the ETag, so toFile
-// never continues a file of another object or of an older one.
-func (r *decryptRun) toFile(ctx context.Context, name string) (size int64, err error) {
-	head, err := r.reader.Head(ctx, r.request)
-	if err != nil {
-		return 0, err
-	}
-	state := sha256.Sum256([]byte(r.names() + "\n" + head.Header.Get("Etag")))
-
-	part := name + "." + hex.EncodeToString(state[:4]) + ".part"
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-
-	info, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	if info.Size() > head.Size {
-		return 0, fmt.Errorf("%s is longer than the object: remove it", part)
-	}
-
-	if err := r.goOn(ctx, f, info.Size(), head); err != nil {
-		return 0, fmt.Errorf(
-			"%w\nthe bytes verified so far are in %s\nto continue: %s", earlyCause(ctx, err), part, r.again,
-		)
-	}
-
-	if err := errors.Join(f.Sync(), f.Close(), os.Rename(part, name)); err != nil {
-		return 0, err
-	}
-	return head.Size, nil
-}
-
-// names returns where the object is, and the name under which it was put if
-// that is another one.
-func (r *decryptRun) names() string {
-	at, was := r.request.At, r.request.Object
-	text := at.Bucket + "/" + at.Key
-	if was != at {
-		text += "\n" + was.Bucket + "/" + was.Key
-	}
-	return text
-}
-
-// goOn appends the rest of the object to a file that has its first done
-// bytes.
-func (r *decryptRun) goOn(ctx context.Context, f *os.File, done int64, head *stored.Object) error {
-	q := r.request
-	q.Header = http.Header{"If-Match": {head.Header.Get("Etag")}}
-	switch {
-	case done > 0 && done == head.Size:
-		return nil
-	case done > 0:
-		q.Range = stored.Bytes(done, head.Size-done)
-		fmt.Fprintf(r.progress, "continuing at byte %d of %d\n", done, head.Size)
-	}
-
-	o, err := r.reader.Get(ctx, q)
-	if err != nil {
-		return err
-	}
-	defer o.Close()
-	return r.copy(ctx, f, o)
-}
-
-func (r *decryptRun) copy(ctx context.Context, w io.Writer, o *stored.Object) error {
-	bar := newProgress(r.progress, "decrypt", workOfBytes)
-	bar.total(amount{1, o.Length}) // the bytes that are still to be read
-	bar.start(ctx, nil)
-	defer bar.end()
-	w = bar.above(w)
-
-	for {
-		text, err := o.Next(ctx)
-		if err == io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-
-		if _, err := w.Write(text); err != nil {
-			return err
-		}
-		bar.add(amount{0, int64(len(text))})
-	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -15,6 +16,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -30,6 +32,9 @@ type direct struct {
 
 	// Whether the store and the KMS answer. Before watch, nothing is given up.
 	storeWatch, kmsWatch inplace.Watch
+
+	waiting     sync.Mutex
+	waitingSaid time.Time
 }
 
 // openDirect opens the store and the keys, and keeps the keys usable,
@@ -71,6 +76,26 @@ func (d *direct) watch(ctx context.Context, limit time.Duration) (_ context.Cont
 	ctx, stopStore := d.storeWatch.Start(ctx)
 	ctx, stopKMS := d.kmsWatch.Start(ctx)
 	return ctx, func() { stopKMS(); stopStore() }
+}
+
+// awayInterval is how often a run reports that it waits for a KMS.
+const awayInterval = time.Minute
+
+// away reports that the run waits for a KMS. One that limits the rate of calls
+// does answer.
+func (d *direct) away(err error) {
+	if kms.IsUnreachable(err) {
+		d.kmsWatch.Failed(err)
+	} else {
+		d.kmsWatch.Answered()
+	}
+
+	d.waiting.Lock()
+	defer d.waiting.Unlock()
+	if now := time.Now(); now.Sub(d.waitingSaid) >= awayInterval {
+		d.waitingSaid = now
+		fmt.Fprintf(d.progress, "waiting for the KMS: %v\n", err)
+	}
 }
 
 // probeStore asks the store about the bucket. Any answer of a store will do.

@@ -230,6 +230,11 @@ func (b *backend) measureEachKey() {
 	}
 
 	b.metrics.ByKey(
+		"cmekproxy_kms_ca_expiry_timestamp_seconds",
+		"Expiry of the first authority in the key's ca_file to expire, in Unix time; missing without a ca_file.",
+		b.expiryOfAuthorities(),
+	)
+	b.metrics.ByKey(
 		"cmekproxy_key_usable",
 		"1 if the KMS lets the proxy use the key, or all keys with this label, 0 if not; "+
 			"missing before the first use, and for templates.",

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
@@ -69,7 +71,9 @@ func TestMetricsOfAProxy(t *testing.T) {
 	s.end(t)
 }
 
-func TestExpiryOfClientAuthorities(t *testing.T) {
+// The metrics have the expiry of the authorities in files: those of clients,
+// and those of a KMS.
+func TestExpiryOfAuthorities(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
 	config, cert, _ := tlsConfig(t, pemtest.New(t, "server"), listen, admin)
 	authority := pemtest.New(t, "authority")
@@ -79,7 +83,14 @@ func TestExpiryOfClientAuthorities(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	changed := strings.Replace(string(text), "tls: {", "tls: {client_ca_file: "+file+", ", 1)
+	kmsAuthority := pemtest.Between(t, "kms", time.Now(), time.Now().Add(time.Hour))
+	kmsFile := filepath.Join(filepath.Dir(cert), "kms.crt")
+	pemtest.Replace(t, kmsFile, append(bytes.Clone(authority.Cert), kmsAuthority.Cert...))
+	changed := strings.NewReplacer(
+		"tls: {", "tls: {client_ca_file: "+file+", ",
+		"keys: [", "keys: [{name: far, provider: vault-transit, address: 'https://127.0.0.1:1', key_id: k, "+
+			"login: {token: t}, ca_file: "+kmsFile+"}, ",
+	).Replace(string(text))
 	if err := os.WriteFile(config, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +100,8 @@ func TestExpiryOfClientAuthorities(t *testing.T) {
 	end := authority.TLS(t).Leaf.NotAfter
 	waitMetric(t, "http://"+admin+"/metrics",
 		fmt.Sprintf("cmekproxy_tls_client_ca_expiry_timestamp_seconds %v", float64(end.Unix())))
+	waitMetric(t, "http://"+admin+"/metrics", fmt.Sprintf(
+		`cmekproxy_kms_ca_expiry_timestamp_seconds{key="far"} %v`, float64(kmsAuthority.TLS(t).Leaf.NotAfter.Unix())))
 	s.end(t)
 }
 

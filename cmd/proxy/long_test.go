@@ -29,6 +29,7 @@ import (
 // relay passes requests on to the store, until fault says what to do instead.
 type relay struct {
 	url   string
+	pass  http.Handler // to the store
 	fault atomic.Pointer[func(w http.ResponseWriter, r *http.Request) (handled bool)]
 }
 
@@ -42,7 +43,7 @@ func (m *move) relay() *relay {
 		r.SetURL(target)
 		r.Out.Host = r.In.Host // it is signed
 	}}
-	y := &relay{}
+	y := &relay{pass: pass}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if fault := y.fault.Load(); fault == nil || !(*fault)(w, r) {
 			pass.ServeHTTP(w, r)
@@ -278,6 +279,88 @@ func TestStoreThatDies(t *testing.T) {
 	m.readable(m.app)
 }
 
+// brokenAnswer is an answer that stops after some bytes of its body.
+type brokenAnswer struct {
+	http.ResponseWriter
+	left int
+	stop func()
+}
+
+func (b *brokenAnswer) Write(p []byte) (int, error) {
+	n, err := b.ResponseWriter.Write(p[:min(len(p), b.left)])
+	if b.left -= n; b.left == 0 {
+		_ = http.NewResponseController(b.ResponseWriter).Flush()
+		b.stop()
+	}
+	return n, err
+}
+
+// decrypt waits for a store that comes back, and goes on where it was. A
+// store that dies is given up, with the reason and the line that continues.
+func TestDecryptOfAStoreThatDies(t *testing.T) {
+	m := newMove(t)
+	body := text(1, 1_000_000)
+	m.put("key", body)
+	y := m.relay()
+	config := m.config("dies.yaml", y.url, "old", "old", "new")
+
+	// The first n answers end after 300 kB. Then the store is as before, or
+	// hangs.
+	var reads atomic.Int64
+	breaks := func(n int64, hangs bool) {
+		reads.Store(0)
+		y.fault.Store(new(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet && r.URL.Path == "/bucket/key" && reads.Add(1) <= n {
+				y.pass.ServeHTTP(&brokenAnswer{w, 300_000, func() { panic(http.ErrAbortHandler) }}, r)
+				return true
+			}
+			if reads.Load() <= n || !hangs {
+				return false
+			}
+			<-r.Context().Done()
+			return true
+		}))
+	}
+
+	file := filepath.Join(m.dir, "file")
+	args := []string{"decrypt", "--config", config, "--give-up", "1s", "s3://bucket/key", "-o"}
+	t.Run("connections that break", func(t *testing.T) {
+		breaks(2, false)
+		_, stderr := m.split(0, append(args, file)...)
+		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, body) || strings.Count(stderr, "continuing at byte") != 2 {
+			t.Errorf("%d bytes, %v:\n%s", len(got), err, stderr)
+		}
+	})
+	t.Run("to standard output", func(t *testing.T) {
+		breaks(2, false)
+		if stdout, _ := m.split(0, append(args, "-")...); stdout != string(body) {
+			t.Errorf("%d bytes", len(stdout))
+		}
+	})
+	t.Run("a store that hangs", func(t *testing.T) {
+		breaks(1, true)
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		_, stderr := m.split(1, append(args, file)...)
+		if !strings.Contains(stderr, "the store at "+y.url+" has not answered for ") {
+			t.Errorf("stderr:\n%s", stderr)
+		}
+
+		y.fault.Store(nil)
+		_, stderr = m.split(0, continued(t, stderr)...)
+		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, body) || !strings.Contains(stderr, "continuing at byte ") {
+			t.Errorf("%d bytes, %v:\n%s", len(got), err, stderr)
+		}
+	})
+	t.Run("no such object", func(t *testing.T) {
+		y.fault.Store(nil)
+		if _, stderr := m.split(1, "decrypt", "--config", config, "s3://bucket/no", "-o", file); !strings.Contains(stderr, "404") {
+			t.Errorf("stderr:\n%s", stderr)
+		}
+	})
+}
+
 // An object that cannot be read does not end the run, although the store
 // breaks the connection each time and nothing else is left to be done.
 func TestSingleObjectThatBreaks(t *testing.T) {
@@ -305,20 +388,30 @@ func TestKMSThatDies(t *testing.T) {
 	m := newAWSMove(t)
 	m.put("key", text(1, 100))
 	for _, row := range []struct {
-		name   string
-		faults kmstest.Faults
-		args   []string
+		name     string
+		faults   kmstest.Faults
+		commands [][]string
 	}{
-		{"verify, connections break", kmstest.Faults{Drop: true}, []string{"verify", "--format", "json"}},
-		{"rewrap, errors of the KMS", kmstest.Faults{Fail: "KMSInternalException"}, []string{"rewrap", "--to", "new"}},
+		{"connections break", kmstest.Faults{Drop: true}, [][]string{
+			{"verify", "--format", "json"}, {"decrypt", "-o", filepath.Join(m.dir, "file")},
+		}},
+		{"errors of the KMS", kmstest.Faults{Fail: "KMSInternalException"}, [][]string{{"rewrap", "--to", "new"}}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			m.kms.SetFaults(row.faults)
-			defer m.kms.SetFaults(kmstest.Faults{})
-			args := append(row.args, "--config", m.both, "--give-up", "1s", "s3://bucket")
-			stdout, stderr := m.split(1, args...)
-			if !strings.Contains(stderr, "the KMS has not answered for") || strings.Contains(stdout, `"key"`) {
-				t.Errorf("%s%s", stdout, stderr)
+			t.Cleanup(func() { m.kms.SetFaults(kmstest.Faults{}) })
+			for _, command := range row.commands {
+				t.Run(command[0], func(t *testing.T) {
+					t.Parallel()
+					target := "s3://bucket"
+					if command[0] == "decrypt" {
+						target += "/key"
+					}
+					stdout, stderr := m.split(1, append(command, "--config", m.both, "--give-up", "1s", target)...)
+					if !strings.Contains(stderr, "the KMS has not answered for") || strings.Contains(stdout, `"key"`) {
+						t.Errorf("%s%s", stdout, stderr)
+					}
+				})
 			}
 		})
 	}
@@ -359,6 +452,7 @@ func TestNothingBegins(t *testing.T) {
 	}{
 		"a position twice":     {[]string{"verify", "--after", "a", "--state", "f"}, "--state has the position"},
 		"negative patience":    {[]string{"inventory", "--give-up", "-1s"}, "--give-up is negative"},
+		"decrypt as well":      {[]string{"decrypt", "--give-up", "-1s"}, "--give-up is negative"},
 		"a summary in csv":     {[]string{"inventory", "--summary", "--format", "csv"}, "choose table or json"},
 		"csv of rewrap":        {[]string{"rewrap", "--format", "csv"}, "must be text or json"},
 		"csv of encrypt":       {[]string{"encrypt", "--format", "csv"}, "must be text or json"},

@@ -145,7 +145,8 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	case <-ctx.Done():
 	}
 
-	health.drain(time.Now().Add(s.current().Limits.ShutdownGrace))
+	s.end = time.Now().Add(s.current().Limits.ShutdownGrace)
+	health.drain(s.end)
 	return errors.Join(err, s.drain(context.Cause(ctx), second, s3Server))
 }
 

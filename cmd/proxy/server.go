@@ -45,6 +45,7 @@ type server struct {
 	history          *statuspage.History
 	lastReload       atomic.Pointer[statuspage.Reload] // nil before the first
 	tracer           *tracing.Tracer                   // nil if tracing is off
+	end              time.Time                         // of limits.shutdown_grace; zero before the drain
 	api              *s3api.Server
 	tls              atomic.Pointer[tlsFiles] // nil for plain HTTP
 	certificateGauge sync.Once

@@ -10,7 +10,6 @@ import (
 	"io"
 	"iter"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,9 +39,6 @@ type sweep struct {
 	at      position
 	grace   time.Duration // see walk.Walk.Grace
 
-	waiting     sync.Mutex
-	waitingSaid time.Time
-
 	counts walk.Counts
 	parts  int64 // multipart objects among those done
 	bytes  int64 // of those done
@@ -58,19 +54,26 @@ type sweepOptions struct {
 
 // longOptions are options of commands that can take long.
 type longOptions struct {
-	after  string
-	giveUp time.Duration
+	after string
+	patience
 }
 
 func (o *longOptions) declare(flags *pflag.FlagSet) {
 	flags.StringVar(&o.after, flagAfter, "", "begin after this `KEY`, as a run that was stopped says")
+	o.patience.declare(flags)
+}
+
+// patience is how long a command waits for a store or a KMS that is silent.
+type patience struct{ giveUp time.Duration }
+
+func (o *patience) declare(flags *pflag.FlagSet) {
 	flags.DurationVar(
 		&o.giveUp, "give-up", 40*time.Second,
 		"end if the store or the KMS answers nothing for this `TIME`; 0 waits for ever",
 	)
 }
 
-func (o *longOptions) check() error {
+func (o *patience) check() error {
 	if o.giveUp < 0 {
 		return usageError{errors.New("--give-up is negative")}
 	}
@@ -115,26 +118,6 @@ func (o *sweepOptions) wait() func(context.Context) error {
 		return nil
 	}
 	return rate.NewLimiter(rate.Limit(o.rate), 1).Wait
-}
-
-// awayInterval is how often a run reports that it waits for a KMS.
-const awayInterval = time.Minute
-
-// away reports that the run waits for a KMS. One that limits the rate of calls
-// does answer.
-func (s *sweep) away(err error) {
-	if kms.IsUnreachable(err) {
-		s.kmsWatch.Failed(err)
-	} else {
-		s.kmsWatch.Answered()
-	}
-
-	s.waiting.Lock()
-	defer s.waiting.Unlock()
-	if now := time.Now(); now.Sub(s.waitingSaid) >= awayInterval {
-		s.waitingSaid = now
-		fmt.Fprintf(s.progress, "waiting for the KMS: %v\n", err)
-	}
 }
 
 // tryKey is keyring.Try, but waits for a KMS that cannot be reached. For a

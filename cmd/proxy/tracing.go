@@ -13,6 +13,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/tracing"
 )
@@ -67,7 +68,7 @@ func tracedTransport(next http.RoundTripper, cfg config.Tracing) http.RoundTripp
 	if cfg.Endpoint == "" {
 		return next
 	}
-	return &tracing.StoreTransport{Next: next, ObjectKeys: cfg.ObjectKeys}
+	return &tracing.StoreTransport{Next: next, ObjectKeys: cfg.ObjectKeys, KindOf: origin.KindOf}
 }
 
 // receiverTransport returns the transport to the receiver of spans.
@@ -108,9 +109,19 @@ func tracingHeader(list []config.TracingHeader) http.Header {
 
 // sendLastSpans ends tracing.
 func (s *server) sendLastSpans() {
-	ctx, cancel := context.WithTimeout(context.Background(), lastSpansTime)
+	ctx, cancel := context.WithTimeout(context.Background(), timeForSpans(s.end, time.Now()))
 	defer cancel()
 	if err := s.tracer.Shutdown(ctx); err != nil {
 		s.log.Warn("some of the last spans were not sent", zap.Error(err))
 	}
+}
+
+// timeForSpans returns how long sending the last spans may take: what
+// limits.shutdown_grace has left at its end. Spans are worth less than the
+// promise that the process has ended then. end is zero without a drain.
+func timeForSpans(end, now time.Time) time.Duration {
+	if end.IsZero() {
+		return lastSpansTime
+	}
+	return max(0, min(lastSpansTime, end.Sub(now)))
 }

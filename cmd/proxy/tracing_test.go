@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -52,9 +53,10 @@ type tracedProxy struct {
 	object         []byte
 	header         http.Header
 	refuse, breaks bool
+	hangs          bool // instead of a break
 }
 
-func startTraced(t *testing.T, endpoint, more string) *tracedProxy {
+func startTraced(t *testing.T, endpoint, more string, replace ...string) *tracedProxy {
 	t.Helper()
 	p := &tracedProxy{t: t, vault: kmstest.StartVault(t), audit: filepath.Join(t.TempDir(), "audit.log")}
 	p.vault.CreateKey("key", "aes256-gcm96", true)
@@ -68,14 +70,14 @@ func startTraced(t *testing.T, endpoint, more string) *tracedProxy {
 		token, "appsecretappsecret", "storesecretstoresecret", "Signature=", "X-Amz-Signature", "otlp-secret",
 		"a confidential text",
 	}
-	config := writeConfig(
-		t, store.URL, listen, admin,
+	config := writeConfig(t, store.URL, listen, admin, append(
+		replace,
 		"key: main", "key: vault",
 		"keys: [", fmt.Sprintf("keys: [{name: vault, provider: vault-transit, address: %q, key_id: key, login: {token: %q}}, ",
 			p.kms(t), token),
 		"limits:", fmt.Sprintf("audit: {file: %s}\ntracing: {endpoint: %q, sampling_ratio: 1, "+
 			"headers: [{name: Authorization, value: otlp-secret}]%s}\nlimits:", p.audit, endpoint, more),
-	)
+	)...)
 	p.serve(config)
 	p.client = client(listen, "appkey", "appsecretappsecret")
 	return p
@@ -171,6 +173,12 @@ func (p *tracedProxy) serveStore(w http.ResponseWriter, r *http.Request) {
 		body = body[:len(body)/2]
 	}
 	_, _ = w.Write(body)
+	if p.breaks && p.hangs {
+		_ = http.NewResponseController(w).Flush()
+		p.mu.Unlock()
+		<-r.Context().Done()
+		p.mu.Lock()
+	}
 	if p.breaks {
 		panic(http.ErrAbortHandler)
 	}
@@ -460,6 +468,47 @@ func TestTracingOfACutTransfer(t *testing.T) {
 	children := childrenOf(receiver.Spans(), get)["S3.GetObject"]
 	if len(children) == 0 || !children[0].IsError() || children[0].Attributes()["error.type"] != "broken" {
 		t.Errorf("below: %v", children)
+	}
+}
+
+// A store that sends half of its answer and then nothing is too slow, and has
+// not broken the connection.
+func TestTracingOfAStoreThatStops(t *testing.T) {
+	t.Parallel()
+	receiver := tracingtest.Start(t)
+	p := startTraced(t, receiver.URL, "", "region: us-east-1", "region: us-east-1, idle_timeout: 1s")
+	if err := p.put(); err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	p.breaks, p.hangs = true, true
+	p.mu.Unlock()
+	if p.get() == nil {
+		t.Fatal("the GET succeeds")
+	}
+	p.stop()
+
+	get := serverSpan(t, receiver.Spans(), "S3.GetObject")
+	children := childrenOf(receiver.Spans(), get)["S3.GetObject"]
+	if len(children) == 0 || children[0].Attributes()["error.type"] != "timeout" {
+		t.Errorf("below: %v", children)
+	}
+}
+
+// The last spans have what is left of limits.shutdown_grace.
+func TestTimeForSpans(t *testing.T) {
+	now := time.Now()
+	for name, row := range map[string]struct{ end, want time.Duration }{
+		"a grace that has just begun": {30 * time.Second, 3 * time.Second},
+		"its last second":             {time.Second, time.Second},
+		"a grace that is over":        {-time.Second, 0},
+	} {
+		if got := timeForSpans(now.Add(row.end), now); got != row.want {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	if got := timeForSpans(time.Time{}, now); got != 3*time.Second {
+		t.Errorf("without a drain: %s", got)
 	}
 }
 

@@ -95,6 +95,12 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 			var out bytes.Buffer
 			code := run(t.Context(), args, &out, &out)
 			text := out.String()
+			if args[0] == "decrypt" && after > 1 { // each answer has some of the object, so it goes on
+				if code != 0 || !strings.Contains(text, "continuing at byte") {
+					t.Errorf("%v, cut after %d bytes: exit code %d", args[:2], after, code)
+				}
+				continue
+			}
 			if code == 0 || !strings.Contains(text, "ended before the response was complete") {
 				t.Errorf(
 					"%v, cut after %d bytes: exit code %d: %.300s",
@@ -113,19 +119,15 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 		}
 	}
 
-	// decrypt continues with what it has.
+	// What decrypt has put together is the object.
 	limit.Store(300_000)
 	file := filepath.Join(t.TempDir(), "whole")
 	var out bytes.Buffer
-
-	for code, tries := 1, 0; code != 0; tries++ {
-		if code = run(t.Context(), []string{
-			"decrypt", "s3://bucket/whole", "--config", config, "-o", file,
-		}, &out, &out); tries > 9 {
-			t.Fatalf("it does not get to the end: %s", out.String())
-		}
+	if code := run(t.Context(), []string{
+		"decrypt", "s3://bucket/whole", "--config", config, "-o", file,
+	}, &out, &out); code != 0 {
+		t.Errorf("exit code %d: %s", code, out.String())
 	}
-
 	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, whole) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}

@@ -36,6 +36,7 @@ type Metrics struct {
 	refusals       *prometheus.CounterVec
 	duration       *prometheus.HistogramVec
 	bytes          *prometheus.CounterVec
+	in, out        prometheus.Counter // of bytes
 	originDuration *prometheus.HistogramVec
 	originFaults   *prometheus.CounterVec
 	kmsWaits       *prometheus.CounterVec
@@ -146,18 +147,23 @@ func New() *Metrics {
 		m.leases, m.breakers, m.capabilities,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.originFaultKinds()
+	m.in, m.out = m.bytes.WithLabelValues("in"), m.bytes.WithLabelValues("out")
 
 	return m
 }
 
 // Request records a finished request. code is the S3 error code, or empty.
 // trace is the id of a recorded trace with the request, or empty.
-func (m *Metrics) Request(operation string, status int, code string, took time.Duration, in, out int64, trace string) {
+func (m *Metrics) Request(operation string, status int, code string, took time.Duration, trace string) {
 	m.requests.WithLabelValues(operation, strconv.Itoa(status), code).Inc()
 	m.observe(m.duration.WithLabelValues(operation), took, trace)
-	m.bytes.WithLabelValues("in").Add(float64(in))
-	m.bytes.WithLabelValues("out").Add(float64(out))
 }
+
+// Received counts body bytes from a client.
+func (m *Metrics) Received(n int64) { m.in.Add(float64(n)) }
+
+// Sent counts body bytes to a client.
+func (m *Metrics) Sent(n int64) { m.out.Add(float64(n)) }
 
 // observe adds a duration to a histogram, with the trace as its exemplar.
 func (m *Metrics) observe(histogram prometheus.Observer, took time.Duration, trace string) {

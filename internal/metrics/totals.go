@@ -13,9 +13,10 @@ type Totals struct {
 	Served       float64 // requests that were answered as asked
 	ClientErrors float64 // with a status of 400 to 499
 	ServerErrors float64 // with a status of 500 and more
-	In, Out      float64 // body bytes of requests that have ended
+	In, Out      float64 // body bytes
 	KMSCalls     float64
 	KMSFailed    float64            // those that failed or were refused
+	Unaudited    float64            // records that could not be written to the audit log
 	Errors       map[Failed]float64 // requests with an S3 error code
 	Faults       map[string]float64 // of the store, by kind
 }
@@ -45,14 +46,9 @@ func (m *Metrics) Totals() Totals {
 		}
 	})
 
-	each(m.bytes, func(labels map[string]string, metric *dto.Metric) {
-		switch labels["direction"] {
-		case "in":
-			t.In = metric.GetCounter().GetValue()
-		case "out":
-			t.Out = metric.GetCounter().GetValue()
-		}
-	})
+	each(m.in, func(_ map[string]string, metric *dto.Metric) { t.In = metric.GetCounter().GetValue() })
+	each(m.out, func(_ map[string]string, metric *dto.Metric) { t.Out = metric.GetCounter().GetValue() })
+	each(m.Unaudited, func(_ map[string]string, metric *dto.Metric) { t.Unaudited = metric.GetCounter().GetValue() })
 	each(m.kmsDuration, func(labels map[string]string, metric *dto.Metric) {
 		n := float64(metric.GetHistogram().GetSampleCount())
 		t.KMSCalls += n

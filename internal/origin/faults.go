@@ -38,6 +38,13 @@ func describe(r *http.Request, err error) error {
 	}
 }
 
+// KindOf returns the kind of an error of a connection, such as one while a
+// response is read; "" if it need not be one.
+func KindOf(err error) storefault.Kind {
+	kind, _ := explainConnection(err)
+	return kind
+}
+
 // explainConnection returns the kind of an error, and what to check. The
 // kind is "" if the error need not be one of the connection to the store.
 func explainConnection(err error) (storefault.Kind, string) {

@@ -8,11 +8,13 @@ package pemfile
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
@@ -23,16 +25,22 @@ const maxFile = 8 << 20
 
 // Pool contains the certificate authorities in a PEM file.
 type Pool struct {
-	file *livefile.File[*x509.CertPool]
+	file *livefile.File[*authorities]
+}
+
+// authorities are the certificates of a PEM file.
+type authorities struct {
+	certs  *x509.CertPool
+	expiry time.Time // of the first one to expire
 }
 
 // OpenPool loads the authorities in a file. report is called after each
 // reload; if its error is not nil, the old authorities remain in use. It
 // may be nil.
 func OpenPool(path string, report func(error)) (*Pool, error) {
-	file, err := livefile.Open(livefile.Config[*x509.CertPool]{
+	file, err := livefile.Open(livefile.Config[*authorities]{
 		Paths:  []string{path},
-		Load:   func() (*x509.CertPool, error) { return readPool(path) },
+		Load:   func() (*authorities, error) { return readAuthorities(path) },
 		Report: report,
 	})
 	if err != nil {
@@ -43,7 +51,10 @@ func OpenPool(path string, report func(error)) (*Pool, error) {
 }
 
 // Certs returns the current authorities.
-func (p *Pool) Certs() *x509.CertPool { return p.file.Get() }
+func (p *Pool) Certs() *x509.CertPool { return p.file.Get().certs }
+
+// Expiry returns when the first of the current authorities expires.
+func (p *Pool) Expiry() time.Time { return p.file.Get().expiry }
 
 // Transport returns a transport like base that trusts the authorities of
 // the pool. After a reload, new connections use the new authorities, and
@@ -93,21 +104,31 @@ func (t *Transport) transport() *http.Transport {
 	return next
 }
 
-func readPool(path string) (*x509.CertPool, error) {
+func readAuthorities(path string) (*authorities, error) {
 	data, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return parsePool(path, data)
-}
-
-func parsePool(path string, data []byte) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(data) {
+	certs := x509.NewCertPool()
+	if !certs.AppendCertsFromPEM(data) {
 		return nil, fmt.Errorf("%s contains no PEM certificate", path)
 	}
+	return &authorities{certs, firstExpiry(data)}, nil
+}
 
-	return pool, nil
+// firstExpiry returns when the first of the certificates in a PEM file expires.
+// It skips the blocks that x509.CertPool skips.
+func firstExpiry(data []byte) (first time.Time) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err == nil && (first.IsZero() || cert.NotAfter.Before(first)) {
+			first = cert.NotAfter
+		}
+	}
+	return first
 }
 
 // readFile reads a regular file of limited size.

@@ -3,7 +3,6 @@ package pemfile
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
@@ -117,31 +116,13 @@ func readServer(cfg ServerConfig) (*serverFiles, error) {
 
 	files := &serverFiles{config: out}
 	if cfg.ClientCAFile != "" {
-		data, err := readFile(cfg.ClientCAFile)
-		if err == nil {
-			out.ClientCAs, err = parsePool(cfg.ClientCAFile, data)
-		}
+		trusted, err := readAuthorities(cfg.ClientCAFile)
 		if err != nil {
 			return nil, fmt.Errorf("client_ca_file: %w", err)
 		}
-		files.authorities = firstExpiry(data)
-		out.ClientAuth = tls.RequireAndVerifyClientCert
+		files.authorities = trusted.expiry
+		out.ClientCAs, out.ClientAuth = trusted.certs, tls.RequireAndVerifyClientCert
 	}
 
 	return files, nil
-}
-
-// firstExpiry returns when the first of the certificates in a PEM file expires.
-// It skips the blocks that x509.CertPool skips.
-func firstExpiry(data []byte) (first time.Time) {
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
-			continue
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err == nil && (first.IsZero() || cert.NotAfter.Before(first)) {
-			first = cert.NotAfter
-		}
-	}
-	return first
 }

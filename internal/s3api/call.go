@@ -92,7 +92,7 @@ func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.C
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
 	c.remote = s.TrustedProxies.Client(r.RemoteAddr, r.Header["X-Forwarded-For"])
 	c.idle.begin(c.settings.IdleTimeout, *http.NewResponseController(w), s.Now)
-	c.w.ResponseWriter, c.w.idle = w, &c.idle
+	c.w.ResponseWriter, c.w.idle, c.w.count = w, &c.idle, s.Metrics
 	c.reader = s.newReader(c)
 	return c
 }

@@ -5,12 +5,15 @@ import (
 	"io"
 	"net/http"
 	"sync"
+
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
 // response is the response to the client. It remembers its status and size.
 type response struct {
 	http.ResponseWriter
 	idle  *idle
+	count *metrics.Metrics
 	bytes int64
 	last  func() // called before the headers are sent; nil for nothing to do
 	close bool   // close the connection after this response
@@ -62,6 +65,7 @@ func (w *response) Write(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p)
 	w.idle.writing.end(n)
 	w.bytes += int64(n)
+	w.count.Sent(int64(n))
 	if err != nil {
 		return n, errors.Join(errClient, err)
 	}
@@ -85,8 +89,16 @@ type meter struct {
 
 func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.src.Read(p)
-	m.c.in.Add(int64(n))
+	m.c.received(int64(n))
 	return n, err
+}
+
+// received counts body bytes of the client. The metrics have them at once: in a
+// transfer that takes long, they would otherwise all be those of its last
+// moment.
+func (c *call) received(n int64) {
+	c.in.Add(n)
+	c.server.Metrics.Received(n)
 }
 
 var errClient = errors.New("the client disconnected")

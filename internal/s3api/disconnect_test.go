@@ -16,7 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
@@ -260,4 +264,36 @@ func TestPurgeInMidTransfer(t *testing.T) {
 	if !bytes.Equal(got.Bytes(), text) {
 		t.Error("another text")
 	}
+}
+
+// Bytes are counted while they flow, so that a long transfer is not a peak at
+// its end.
+func TestBytesOfARunningTransferAreCounted(t *testing.T) {
+	counted := metrics.New()
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Metrics = counted })
+	const size = 16 << 20
+	p.put("k", make([]byte, size))
+	p.waitForLog(`"PutObject"`, func() bool { return true })
+	before := counted.Totals()
+
+	out, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: aws.String("k")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Body.Close()
+	p.wait("for bytes of a download", func() bool { return counted.Totals().Out > before.Out })
+
+	conn := p.dialPut(size)
+	if _, err := conn.Write(make([]byte, size/2)); err != nil {
+		t.Fatal(err)
+	}
+	p.wait("for bytes of an upload", func() bool { return counted.Totals().In-before.In == size/2 })
+	if now := counted.Totals(); now.Served != before.Served || now.Out-before.Out >= size {
+		t.Errorf("the transfers have ended: %+v, before %+v", now, before)
+	}
+
+	if _, err := io.Copy(io.Discard, out.Body); err != nil {
+		t.Fatal(err)
+	}
+	p.wait("for all bytes of the download", func() bool { return counted.Totals().Out-before.Out == size })
 }

@@ -160,7 +160,7 @@ func (s *Server) authenticateForm(c *call) error {
 	if err != nil {
 		return err
 	}
-	c.in.Add(c.ContentLength - f.left)
+	c.received(c.ContentLength - f.left)
 	known := c.clients
 
 	post, err := s.verifier(known).VerifyPost(f.fields)

@@ -373,7 +373,7 @@ func (s *Server) record(c *call, answer *Error) {
 	if answer != nil {
 		code = answer.Code
 	}
-	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes, c.exemplar())
+	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.exemplar())
 	s.Metrics.RequestBy(c.clientName(), c.bucket, c.w.status, c.in.Load(), c.w.bytes)
 	defer c.endTrace(countedCode(code))
 	if c.succeeded(answer) && !s.logsSuccess(c.settings.LogEvery) {

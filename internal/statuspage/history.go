@@ -39,6 +39,7 @@ type Point struct {
 	Out          float64   `json:"bytes_out"`
 	KMSCalls     float64   `json:"kms_calls"`
 	KMSFailed    float64   `json:"kms_failed"`
+	Unaudited    float64   `json:"audit_failures"` // records that could not be written
 
 	errors map[metrics.Failed]float64
 	faults map[string]float64
@@ -95,6 +96,7 @@ func (h *History) Sample() {
 		Out:          next.Out - before.Out,
 		KMSCalls:     next.KMSCalls - before.KMSCalls,
 		KMSFailed:    next.KMSFailed - before.KMSFailed,
+		Unaudited:    next.Unaudited - before.Unaudited,
 		errors:       mostOf(next.Errors, before.Errors),
 		faults:       mostOf(next.Faults, before.Faults),
 	})

@@ -144,12 +144,12 @@ func (r *Report) ofCertificate() []Notice {
 }
 
 func (r *Report) ofAudit() []Notice {
-	if r.Audit == nil || r.Audit.Failures == 0 {
+	if r.Audit == nil || r.Audit.Recent == 0 {
 		return nil
 	}
 	return []Notice{{
-		Problem, fmt.Sprintf("%s could not be written to the audit log since the start. The uses were refused.",
-			countOf(r.Audit.Failures, "record", "records")),
+		Problem, countOf(r.Audit.Recent, "record", "records") +
+			" could not be written to the audit log in the last minutes. The uses were refused.",
 		"Check the disk and the permissions of " + r.Audit.Where + ".",
 	}}
 }

@@ -121,7 +121,8 @@ type TLS struct {
 // Audit is the audit log.
 type Audit struct {
 	Where    string `json:"where"`
-	Failures int    `json:"failures"` // records that could not be written, since the start
+	Failures int    `json:"failures"`        // records that could not be written, since the start
+	Recent   int    `json:"recent_failures"` // those of the time of Course
 }
 
 // Tenants are those of tenants_dir.
@@ -152,6 +153,12 @@ func (r *Report) Complete(points []Point) {
 	r.Store.Faults = make(map[string]int)
 	for kind, n := range sumOf(points, func(p Point) map[string]float64 { return p.faults }) {
 		r.Store.Faults[kind] = int(n)
+	}
+	if r.Audit != nil {
+		r.Audit.Recent = 0
+		for _, p := range points {
+			r.Audit.Recent += int(p.Unaudited)
+		}
 	}
 	r.Attention = r.notices()
 }

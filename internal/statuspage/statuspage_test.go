@@ -42,7 +42,9 @@ func (r *recorder) after(d time.Duration) {
 func TestHistoryCountsWhatIsNew(t *testing.T) {
 	r := newRecorder()
 	request := func(operation string, status int, code string) {
-		r.metrics.Request(operation, status, code, time.Millisecond, 10, 100, "")
+		r.metrics.Request(operation, status, code, time.Millisecond, "")
+		r.metrics.Received(10)
+		r.metrics.Sent(100)
 	}
 	request("GetObject", 200, "")
 	request("GetObject", 404, "NoSuchKey")
@@ -85,10 +87,10 @@ func TestHistoryIsBounded(t *testing.T) {
 	r := newRecorder()
 	for range 200 {
 		for kind := range 40 {
-			r.metrics.Request("GetObject", 400, fmt.Sprint("Code", kind), time.Millisecond, 0, 0, "")
+			r.metrics.Request("GetObject", 400, fmt.Sprint("Code", kind), time.Millisecond, "")
 		}
-		r.metrics.Request("GetObject", 400, "Frequent", time.Millisecond, 0, 0, "")
-		r.metrics.Request("GetObject", 400, "Frequent", time.Millisecond, 0, 0, "")
+		r.metrics.Request("GetObject", 400, "Frequent", time.Millisecond, "")
+		r.metrics.Request("GetObject", 400, "Frequent", time.Millisecond, "")
 		r.after(5 * time.Second)
 	}
 
@@ -140,7 +142,7 @@ func TestNotices(t *testing.T) {
 		{"soon", func(r *statuspage.Report) { r.TLS.Ends = epoch.AddDate(0, 0, 13) }, "warning: The certificate of the S3 port expires in 13 d"},
 		{"not soon", func(r *statuspage.Report) { r.TLS.Ends = epoch.AddDate(0, 0, 15) }, ""},
 		{"plain HTTP", func(r *statuspage.Report) { r.TLS = nil }, ""},
-		{"audit", func(r *statuspage.Report) { r.Audit.Failures = 2 }, "problem: 2 records could not be written"},
+		{"audit, long ago", func(r *statuspage.Report) { r.Audit.Failures = 2 }, ""},
 		{"reloaded", func(r *statuspage.Report) { r.Config.Reload = &statuspage.Reload{} }, ""},
 		{
 			"a failed reload", func(r *statuspage.Report) { r.Config.Reload = &statuspage.Reload{Error: "line 7"} },
@@ -177,7 +179,7 @@ func TestNoticesOfErrors(t *testing.T) {
 		"NoSuchKey": "",
 	} {
 		r := newRecorder()
-		r.metrics.Request("GetObject", 400, code, time.Millisecond, 0, 0, "")
+		r.metrics.Request("GetObject", 400, code, time.Millisecond, "")
 		r.after(5 * time.Second)
 		report := sound()
 		report.Complete(r.Points())
@@ -190,11 +192,33 @@ func TestNoticesOfErrors(t *testing.T) {
 	}
 }
 
+// Records that could not be written need attention for as long as the page
+// shows their time, and not until a restart.
+func TestNoticeOfTheAuditLogEnds(t *testing.T) {
+	rec := newRecorder()
+	rec.metrics.Unaudited.Add(2)
+	rec.after(5 * time.Second)
+	r := sound()
+	r.Complete(rec.Points())
+	if len(r.Attention) != 1 || !strings.HasPrefix(r.Attention[0].What, "2 records could not be written") {
+		t.Errorf("%+v", r.Attention)
+	}
+
+	for range 180 {
+		rec.after(5 * time.Second)
+	}
+	r = sound()
+	r.Audit.Failures = int(rec.metrics.Totals().Unaudited)
+	r.Complete(rec.Points())
+	if len(r.Attention) != 0 || r.Audit.Failures != 2 {
+		t.Errorf("%+v, %+v", r.Attention, r.Audit)
+	}
+}
+
 func TestProblemsComeFirst(t *testing.T) {
 	r := sound()
 	r.TLS.Ends = epoch.AddDate(0, 0, 2)
-	r.Audit.Failures = 1
-	r.Complete(nil)
+	r.Complete([]statuspage.Point{{Unaudited: 1}})
 	if len(r.Attention) != 2 || r.Attention[0].Severity != statuspage.Problem {
 		t.Errorf("%+v", r.Attention)
 	}
@@ -214,7 +238,8 @@ func page(t *testing.T, r statuspage.Report) string {
 
 func TestPage(t *testing.T) {
 	rec := newRecorder()
-	rec.metrics.Request("GetObject", 404, "NoSuchKey", time.Millisecond, 0, 1<<20, "")
+	rec.metrics.Request("GetObject", 404, "NoSuchKey", time.Millisecond, "")
+	rec.metrics.Sent(1 << 20)
 	rec.after(5 * time.Second)
 	rec.after(5 * time.Second)
 	r := sound()

@@ -270,7 +270,7 @@ func safetyPart(r *Report) part {
 	p := part{"Safety", []named{{"revocation window as stated", seconds(r.Window.Stated)}}}
 	audit := "off"
 	if r.Audit != nil {
-		audit = r.Audit.Where + ", " + countOf(r.Audit.Failures, "record", "records") + " not written"
+		audit = r.Audit.Where + ", " + countOf(r.Audit.Failures, "record", "records") + " not written since the start"
 	}
 	p.Facts = append(p.Facts, named{"audit log", audit})
 	if r.TLS == nil {

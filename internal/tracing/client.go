@@ -56,6 +56,10 @@ func WithResend(r *http.Request, n int) *http.Request {
 type StoreTransport struct {
 	Next       http.RoundTripper
 	ObjectKeys bool // as in Config
+	// KindOf returns the kind of an error while the body of a response is
+	// read, which Next does not wrap in a storefault.Error; "" for an error
+	// that it does not know. May be nil.
+	KindOf func(error) storefault.Kind
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -92,7 +96,7 @@ func (t *StoreTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		span.End()
 		return resp, nil
 	}
-	resp.Body = &tracedBody{ReadCloser: resp.Body, span: span}
+	resp.Body = &tracedBody{ReadCloser: resp.Body, span: span, kindOf: t.KindOf}
 	return resp, nil
 }
 
@@ -143,9 +147,10 @@ func (t *StoreTransport) urlOf(r *http.Request, call StoreCall) string {
 type tracedBody struct {
 	io.ReadCloser
 
-	span  trace.Span
-	bytes atomic.Int64
-	ended atomic.Bool
+	span   trace.Span
+	kindOf func(error) storefault.Kind // may be nil
+	bytes  atomic.Int64
+	ended  atomic.Bool
 }
 
 func (b *tracedBody) Read(p []byte) (int, error) {
@@ -154,9 +159,17 @@ func (b *tracedBody) Read(p []byte) (int, error) {
 	if err == io.EOF {
 		b.end("")
 	} else if err != nil {
-		b.end(cmp.Or(kindOf(err), string(storefault.Broken)))
+		b.end(b.failure(err))
 	}
 	return n, err
+}
+
+func (b *tracedBody) failure(err error) string {
+	kind := kindOf(err)
+	if kind == "" && b.kindOf != nil {
+		kind = string(b.kindOf(err))
+	}
+	return cmp.Or(kind, string(storefault.Broken))
 }
 
 func (b *tracedBody) Close() error {

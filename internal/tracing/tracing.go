@@ -14,6 +14,7 @@
 //	server.go   the span of an S3 request
 //	client.go   the spans of requests to the store and of calls of the KMS
 //	export.go   sending spans and counting them
+//	try.go      asking the receiver whether it accepts them
 //
 // There is no example: it needs a receiver. The tests show its use.
 package tracing
@@ -87,6 +88,7 @@ type Tracer struct {
 	tracer   trace.Tracer
 	exporter *exporter
 	receiver *receiver
+	url      string // of the receiver, for spans
 	keys     bool
 }
 
@@ -97,9 +99,10 @@ func New(ctx context.Context, cfg Config) (*Tracer, error) {
 
 	// Every option that the environment could set is set here, so that the
 	// configuration alone decides.
+	url := strings.TrimSuffix(cfg.Endpoint, "/") + tracesPath
 	client, err := otlptracehttp.New(
 		ctx,
-		otlptracehttp.WithEndpointURL(strings.TrimSuffix(cfg.Endpoint, "/")+tracesPath),
+		otlptracehttp.WithEndpointURL(url),
 		otlptracehttp.WithHTTPClient(receiver.client()),
 		otlptracehttp.WithHeaders(map[string]string{}), // receiver sets them
 		otlptracehttp.WithEncoding(otlptracehttp.EncodingProtobuf),
@@ -132,7 +135,7 @@ func New(ctx context.Context, cfg Config) (*Tracer, error) {
 	)
 	return &Tracer{
 		sampler: newSampler(cfg.Ratio), provider: provider, tracer: provider.Tracer(scope),
-		exporter: e, receiver: receiver, keys: cfg.ObjectKeys,
+		exporter: e, receiver: receiver, url: url, keys: cfg.ObjectKeys,
 	}, nil
 }
 

@@ -90,6 +90,9 @@ func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Ent
 			return walk.Result{}, *lost
 		}
 		r, err := e.attempt(ctx, obj, &before)
+		if err != nil && damaged(err) {
+			err = inplace.Confirm(ctx, err)
+		}
 		if errors.Is(err, ErrLost) {
 			err = fmt.Errorf("%s: %w", obj.Key, err)
 			e.lost.CompareAndSwap(nil, &err)

@@ -6,6 +6,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"maps"
+	"math"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -328,6 +330,76 @@ func TestADamagedSource(t *testing.T) {
 			t.Errorf("%s: %+v", name, r)
 		}
 		l.is(false)
+	}
+}
+
+// While an object is overwritten, a store may show two writes in one answer:
+// here the metadata of the old one with the body of the new one. That is no
+// damage, neither of the original nor of what was encrypted. The next attempt
+// takes the object as it is then.
+func TestTwoWritesInOneAnswer(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		mixed func(r *http.Request, reads int) bool // an answer after which a client overwrites the object
+	}{
+		{"the original", func(r *http.Request, reads int) bool { return isPlain(r) && reads == 1 }},
+		{"what was encrypted", func(r *http.Request, reads int) bool { return isPlain(r) && reads == 2 }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, localKey(t), 100_000)
+			reads := 0
+			l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+				resp, err := send(r)
+				if isPlain(r) {
+					reads++
+				}
+				if err != nil || !row.mixed(r, reads) {
+					return resp, err
+				}
+
+				resp.Body = &flipped{resp.Body, 50_000} // as of the other write
+				l.store(100_000)
+				return resp, nil
+			}
+
+			if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil {
+				t.Errorf("%+v", r)
+			}
+			l.is(true)
+		})
+	}
+}
+
+// Plaintext where the rule denies it is looked at again: the store may not
+// have had the metadata of a client's write yet.
+func TestMetadataThatComesLater(t *testing.T) {
+	for name, row := range map[string]struct {
+		answers int // without the metadata
+		want    walk.Outcome
+	}{"one answer": {1, walk.Current}, "all answers": {math.MaxInt, walk.Failed}} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, localKey(t), 1000)
+			if r := l.encrypt(); r.Outcome != walk.Done {
+				t.Fatalf("%+v", r)
+			}
+			l.cfg.Keys = proxytest.NewKeyring(t, keyring.Config{
+				Keys: []keyring.Key{{Name: "key", Wrapper: localKey(t)}}, Rules: []keyring.Rule{{Key: "key"}},
+			})
+			asked := 0
+			l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+				resp, err := send(r)
+				if asked++; err == nil && asked <= row.answers {
+					maps.DeleteFunc(resp.Header, func(name string, _ []string) bool {
+						return strings.HasPrefix(name, stored.MetaPrefix)
+					})
+				}
+				return resp, err
+			}
+			if r := l.encrypt(); r.Outcome != row.want || row.want == walk.Failed && !errors.Is(r.Err, encrypt.ErrDenied) {
+				t.Errorf("%+v", r)
+			}
+		})
 	}
 }
 

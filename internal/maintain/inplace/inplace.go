@@ -9,6 +9,7 @@
 //
 //	config.go   Config: the store, the keys, and options
 //	inplace.go  requests to the store, and when they are repeated
+//	confirm.go  telling a fault of an object from an object that is being overwritten
 //	tags.go     copying an object's tags
 //	upload.go   multipart uploads
 //	send.go     sending requests, and recognizing answers that are not the store's
@@ -77,7 +78,7 @@ func Insist(
 	wait := awayPause
 
 	for i := 0; i < tries; {
-		if r, err = attempt(ctx); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
+		if r, err = attempt(observe(ctx)); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
 			break
 		}
 
@@ -87,8 +88,8 @@ func Insist(
 				away(err)
 			}
 			next, wait = wait, min(2*wait, longAwayPause)
-		} else {
-			i++
+		} else if i++; i == tries {
+			break
 		}
 
 		select {
@@ -113,7 +114,7 @@ func Insist(
 // again reports whether another attempt may succeed. After the first
 // request, a 404 means that the object was deleted in the meantime.
 func again(err error) bool {
-	if errors.Is(err, errTried) {
+	if final := (finalError{}); errors.Is(err, errTried) || errors.As(err, &final) {
 		return false
 	}
 	switch stored.StatusOf(err) {
@@ -122,6 +123,13 @@ func again(err error) bool {
 	}
 	return errors.Is(err, ErrChanged) || errors.Is(err, stored.ErrOverwritten) || falters(err) || isAway(err)
 }
+
+// Final returns err as an error after which Insist does not try again.
+func Final(err error) error { return finalError{err} }
+
+type finalError struct{ error }
+
+func (f finalError) Unwrap() error { return f.error }
 
 // isAway reports whether a KMS does not answer, or is throttling.
 func isAway(err error) bool { return kms.IsUnreachable(err) || kms.IsThrottled(err) }
@@ -183,6 +191,7 @@ func (s *Store) Do(r *http.Request) (*http.Response, error) {
 	}
 
 	if err == nil {
+		s.note(r, resp)
 		resp.Body = &answer{resp.Body}
 	}
 	return resp, err

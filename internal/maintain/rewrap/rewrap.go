@@ -24,7 +24,7 @@ package rewrap
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"net/http"
 	"slices"
 	"sync"
@@ -121,7 +121,13 @@ func (m *Mover) Move(ctx context.Context, bucket string, e stored.Entry) walk.Re
 		ctx,
 		e,
 		m.cfg.Away,
-		func(ctx context.Context) (walk.Result, error) { return m.attempt(ctx, obj) },
+		func(ctx context.Context) (walk.Result, error) {
+			r, err := m.attempt(ctx, obj)
+			if inplace.IsDamage(err) || isOtherName(err) || errors.Is(err, ErrLost) {
+				err = inplace.Confirm(ctx, err)
+			}
+			return r, err
+		},
 	)
 }
 
@@ -154,7 +160,7 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 
 	r, err := m.planned(f)
 	if err != nil {
-		return walk.Result{}, m.confirmFault(ctx, f, err)
+		return walk.Result{}, err
 	}
 	if m.cfg.DryRun {
 		return r, nil
@@ -172,25 +178,6 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 	layout, err := m.moveParts(ctx, f)
 	r.Size = layout.Size()
 	return r, err
-}
-
-// confirmFault looks at an object again that does not fit its envelope. While
-// an object is being overwritten, a store may show the size of one write with
-// the metadata of another. Then the fault is ErrChanged, and Move tries again.
-func (m *Mover) confirmFault(ctx context.Context, f *found, fault error) error {
-	again, err := m.reader.Look(ctx, request(f.obj))
-	if err != nil || again.ETag == f.seen.ETag && again.Stored == f.seen.Stored && sameStream(again, f.seen) {
-		return fault
-	}
-	return fmt.Errorf("%w: %w", inplace.ErrChanged, fault)
-}
-
-// sameStream reports whether both have the envelope of the same body.
-func sameStream(a, b *stored.Seen) bool {
-	if a.Envelope == nil || b.Envelope == nil {
-		return a.Envelope == b.Envelope
-	}
-	return a.Envelope.Header == b.Envelope.Header
 }
 
 // planned returns the result for an object that is to be moved.

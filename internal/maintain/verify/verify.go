@@ -86,15 +86,21 @@ func (v *Verifier) Verify(ctx context.Context, bucket string, e stored.Entry) wa
 			}
 		}
 		q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: e.Key}, Version: e.Version}
-		return v.read(ctx, q, v.store.Do)
+		r, err := v.read(ctx, q, v.store.Do)
+		if isOwn(FaultOf(err)) {
+			err = inplace.Confirm(ctx, err)
+		}
+		return r, err
 	})
 	if r.Outcome == walk.Failed {
 		r = v.findName(ctx, bucket, e, r)
-		fault := FaultOf(r.Err)
-		r.Own = fault == Integrity || fault == Name || fault == Plaintext
+		r.Own = isOwn(FaultOf(r.Err))
 	}
 	return r
 }
+
+// isOwn reports whether a fault is one of the object.
+func isOwn(f Fault) bool { return f == Integrity || f == Name || f == Plaintext }
 
 func (v *Verifier) read(ctx context.Context, q stored.Request, send inplace.Sender) (walk.Result, error) {
 	var keys, recovery []string
@@ -162,12 +168,6 @@ func (v *Verifier) read(ctx context.Context, q stored.Request, send inplace.Send
 	}
 }
 
-// damage are the errors of altered objects.
-var damage = []error{
-	stored.ErrIntegrity, crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing,
-	crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
-}
-
 // rules are the errors of objects that the rules do not cover, or not under
 // their keys. Neither the store nor the KMS has anything to do with them.
 var rules = []error{keyring.ErrNotRead, keyring.ErrNoRule, keyring.ErrKeyName, keyring.ErrNoTenant}
@@ -194,7 +194,7 @@ func FaultOf(err error) Fault {
 		return Store
 	case errors.Is(err, ErrPlaintext):
 		return Plaintext
-	case slices.ContainsFunc(damage, func(d error) bool { return errors.Is(err, d) }):
+	case inplace.IsDamage(err):
 		return Integrity
 	default:
 		return Store

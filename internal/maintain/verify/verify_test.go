@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -157,4 +159,69 @@ func sealed(t *testing.T, keys *keyring.Keyring, obj crypt.Object, size int) ([]
 		t.Fatal(err)
 	}
 	return body, metadata
+}
+
+// While an object is overwritten, a store may show two writes in one answer.
+// The object is read again if the next answer is another. If it is the same,
+// the object is reported as altered.
+func TestTwoWritesInOneAnswer(t *testing.T) {
+	key, _ := proxytest.NewLocalKey(t)
+	keys := proxytest.NewKeyring(
+		t,
+		keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}},
+	)
+	obj := crypt.Object{Bucket: "b", Key: "k"}
+	before, beforeMetadata := sealed(t, keys, obj, 1000)
+	after, afterMetadata := sealed(t, keys, obj, 1000)
+	half := maps.Clone(afterMetadata)
+	half["cmek-dek"] = beforeMetadata["cmek-dek"]
+
+	for _, row := range []struct {
+		name, etag string
+		body       []byte
+		metadata   map[string]string
+		answers    int // that are mixed
+		deleted    bool
+		want       walk.Outcome
+		fault      verify.Fault
+	}{
+		{"the old body", `"after"`, before[:800], afterMetadata, 1, false, walk.Done, ""},
+		{"the old metadata", `"after"`, after, beforeMetadata, 1, false, walk.Done, ""},
+		{"the old ETag and metadata", `"before"`, after, beforeMetadata, 1, false, walk.Done, ""},
+		{"some of the metadata", `"after"`, after, half, 1, false, walk.Done, ""},
+		{"no metadata yet", `"after"`, after, nil, 1, false, walk.Done, ""},
+		{"deleted meanwhile", `"after"`, after, beforeMetadata, 1, true, walk.Gone, ""},
+		{"altered for good", `"after"`, before, afterMetadata, math.MaxInt, false, walk.Failed, verify.Integrity},
+		{"plaintext for good", `"after"`, after, nil, math.MaxInt, false, walk.Failed, verify.Plaintext},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			asked := 0
+			v := verify.New(verify.Config{
+				Send: func(r *http.Request) (*http.Response, error) {
+					etag, body, metadata := `"after"`, after, afterMetadata
+					if asked++; asked <= row.answers {
+						etag, body, metadata = row.etag, row.body, row.metadata
+					} else if row.deleted {
+						return nil, answered(http.StatusNotFound)
+					}
+					resp := &http.Response{
+						StatusCode: http.StatusOK, Header: http.Header{"Etag": {etag}}, Request: r,
+						ContentLength: int64(len(body)), Body: io.NopCloser(bytes.NewReader(body)),
+					}
+					for name, value := range metadata {
+						resp.Header.Set(stored.MetaPrefix+name, value)
+					}
+					return resp, nil
+				},
+				Open:           proxytest.Opening(keys),
+				AllowPlaintext: func(crypt.Object) bool { return false },
+			})
+
+			r := v.Verify(t.Context(), obj.Bucket, stored.Entry{Key: obj.Key})
+			if r.Outcome != row.want || row.fault != "" && verify.FaultOf(r.Err) != row.fault || r.Own != (row.fault != "") {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
 }
