@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,50 +28,56 @@ func (s signalError) Error() string { return s.String() }
 func untilSignal() (ctx context.Context, stop func()) {
 	second := &secondStop{signaled: make(chan struct{})}
 	ctx, cancel := context.WithCancelCause(context.WithValue(context.Background(), secondKey{}, second))
+	stopped := make(chan struct{})
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 
-	// One registration for both signals: between two of them, a signal would
+	// One registration for all signals: between two of them, a signal would
 	// do what it does by default, which is nothing or an end without a reset.
 	go func() {
-		select {
-		case s := <-signals:
-			cancel(signalError{s})
-		case <-ctx.Done():
-			return
+		for {
+			select {
+			case s := <-signals:
+				switch {
+				case ctx.Err() == nil:
+					cancel(signalError{s})
+				case second.handled.Load():
+					second.once.Do(func() { close(second.signaled) })
+				default:
+					os.Exit(exitCode(ctx, signalError{s}))
+				}
+			case <-stopped:
+				return
+			}
 		}
-
-		s := <-signals
-		if !second.handled.Load() {
-			os.Exit(exitCode(ctx, signalError{s}))
-		}
-		close(second.signaled)
 	}()
 
 	return ctx, func() {
 		signal.Stop(signals)
+		close(stopped)
 		cancel(nil)
 	}
 }
 
 // secondStop is the second signal to stop.
 type secondStop struct {
+	once     sync.Once
 	signaled chan struct{} // closed by the signal
 	handled  atomic.Bool   // by a command, so that it does not end the process
 }
 
 type secondKey struct{}
 
-// secondSignal returns a channel that the second signal to stop closes. From
-// now on, that signal does not end the process. Without untilSignal there is
-// no such signal, and the channel is nil.
-func secondSignal(ctx context.Context) <-chan struct{} {
+// secondSignal returns a channel that the second signal to stop closes. Until
+// release is called, signals do not end the process. Without untilSignal there
+// is no such signal, and the channel is nil.
+func secondSignal(ctx context.Context) (signaled <-chan struct{}, release func()) {
 	second, ok := ctx.Value(secondKey{}).(*secondStop)
 	if !ok {
-		return nil
+		return nil, func() {}
 	}
 	second.handled.Store(true)
-	return second.signaled
+	return second.signaled, func() { second.handled.Store(false) }
 }
 
 // health is the state of the proxy, which /readyz reports.

@@ -229,7 +229,8 @@ func TestSecondSignalEndsTheDrain(t *testing.T) {
 func TestSignalsInARow(t *testing.T) {
 	ctx, stop := untilSignal()
 	defer stop()
-	second := secondSignal(ctx)
+	second, release := secondSignal(ctx)
+	defer release()
 
 	for range 2 { // this process is the one with the context
 		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"strings"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/buffer"
@@ -17,8 +19,7 @@ func newLog(level string) (*zap.Logger, zap.AtomicLevel, error) {
 		return nil, zap.AtomicLevel{}, err
 	}
 	atomic := zap.NewAtomicLevelAt(parsed)
-	//nolint:forbidigo // systemd sets this variable
-	core := newLogCore(os.Stderr, os.Getenv("JOURNAL_STREAM"), atomic)
+	core := newLogCore(os.Stderr, journalStream(), atomic)
 	return zap.New(core, zap.ErrorOutput(zapcore.Lock(os.Stderr))), atomic, nil
 }
 
@@ -77,6 +78,22 @@ func priorityOf(level zapcore.Level) int64 {
 	default:
 		return debug
 	}
+}
+
+// journalStream returns the environment variable JOURNAL_STREAM.
+func journalStream() string {
+	return os.Getenv("JOURNAL_STREAM") //nolint:forbidigo // systemd sets this variable
+}
+
+// forJournal returns text that is not of the log, as it is printed to out: for
+// the journal, each line has a priority.
+func forJournal(out io.Writer, level zapcore.Level, text string) string {
+	file, ok := out.(*os.File)
+	if !ok || !isJournal(file, journalStream()) {
+		return text
+	}
+	priority := fmt.Sprintf("<%d>", priorityOf(level))
+	return priority + strings.ReplaceAll(text, "\n", "\n"+priority)
 }
 
 // isJournal reports whether out is connected to the journal: then JOURNAL_STREAM

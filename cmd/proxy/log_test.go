@@ -71,6 +71,38 @@ func TestLogForTheJournal(t *testing.T) {
 	}
 }
 
+// A program that cannot start has no log yet. What it prints has priorities in
+// the journal, and nowhere else.
+func TestErrorsForTheJournal(t *testing.T) {
+	in, out := journalSocket(t)
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte("misspelt: 1\nwrong: 2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, stream := range []string{streamOf(t, out), ""} {
+		t.Setenv("JOURNAL_STREAM", stream)
+		if code := run(t.Context(), []string{"serve", "--config", file}, io.Discard, out); code != 1 {
+			t.Errorf("exit code %d", code)
+		}
+	}
+	out.Close()
+	text, err := io.ReadAll(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	for i, line := range lines {
+		want := i < len(lines)/2
+		if plain, ok := strings.CutPrefix(line, "<3>"); ok != want || !want && line != lines[i-len(lines)/2][3:] || plain == "" {
+			t.Errorf("line %d of %d: %s", i, len(lines), line)
+		}
+	}
+	if len(lines) < 4 {
+		t.Errorf("%q", lines)
+	}
+}
+
 // journalSocket returns both ends of a stream socket: the journal gives services
 // one for their standard error.
 func journalSocket(t *testing.T) (in io.Reader, out *os.File) {

@@ -26,6 +26,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 )
 
 func main() {
@@ -40,7 +41,7 @@ func main() {
 // prints a warning and continues.
 func begin() (ctx context.Context, stop func()) {
 	if err := harden(); err != nil {
-		fmt.Fprintf(os.Stderr, "cmekproxy: warning: %v\n", err)
+		fmt.Fprintln(os.Stderr, forJournal(os.Stderr, zap.WarnLevel, fmt.Sprintf("cmekproxy: warning: %v", err)))
 	}
 	return untilSignal()
 }
@@ -58,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 
-	fmt.Fprintf(stderr, "%s: %v\n", command.CommandPath(), err)
+	fmt.Fprintln(stderr, forJournal(stderr, zap.ErrorLevel, fmt.Sprintf("%s: %v", command.CommandPath(), err)))
 	return exitCode(ctx, err)
 }
 

@@ -102,7 +102,8 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 	defer s3.Close()
 
-	second := secondSignal(ctx)
+	second, release := secondSignal(ctx)
+	defer release()
 	health := newHealth()
 	side, err := s.listenBeside(ctx, health)
 	if err != nil {

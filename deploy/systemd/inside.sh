@@ -107,7 +107,13 @@ echo 'misspelt: true' >>"$config"
 systemctl reload cmekproxy
 within 5 "a reload that fails is an error in the journal" message misspelt
 s3 GET object | cmp - object
+systemctl stop cmekproxy
+! systemctl start cmekproxy 2>/dev/null || fail "the service starts with a wrong configuration"
+refused() { grep -q '^cmekproxy serve: .*misspelt' <<<"$(errors)"; }
+within 5 "a start that fails is an error in the journal" refused
 sed -i '/misspelt/d' "$config"
+systemctl reset-failed cmekproxy
+systemctl start cmekproxy || fail "the service does not start again"
 
 # read_slowly takes about four seconds.
 read_slowly() { s3 GET object --limit-rate 10M --output read; }

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -58,9 +59,20 @@ func StartStore() (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	process := exec.CommandContext(context.Background(), program, root) //nolint:gosec // what the go command has built
-	s := &Store{Dir: filepath.Join(root, Buckets), root: root, process: process}
-	if err := s.start(); err != nil {
+	s := &Store{Dir: filepath.Join(root, Buckets), root: root}
+	err = errors.Join(os.Mkdir(s.Dir, 0o700), os.Mkdir(filepath.Join(root, Versions), 0o700))
+	if err == nil {
+		err = s.start(program)
+	}
+	// The go command of another package's tests may be writing the program.
+	for range 200 {
+		if !errors.Is(err, syscall.ETXTBSY) {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+		err = s.start(program)
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
@@ -82,13 +94,8 @@ var storeProgram = sync.OnceValues(func() (string, error) {
 })
 
 // start starts the process and reads its addresses.
-func (s *Store) start() (err error) {
-	for _, dir := range []string{Buckets, Versions} {
-		if err := os.Mkdir(filepath.Join(s.root, dir), 0o700); err != nil {
-			return err
-		}
-	}
-
+func (s *Store) start(program string) (err error) {
+	s.process = exec.CommandContext(context.Background(), program, s.root) //nolint:gosec // what the go command has built
 	s.process.Dir, s.process.Stderr = s.root, os.Stderr
 	stdout, err := s.process.StdoutPipe()
 	if err != nil {
