@@ -43,10 +43,12 @@ release: ## archives, checksums and bills of materials in bin/release; see docs/
 
 SLOWEST := ./cmd/proxy ./internal/s3api ./internal/kms # these begin first
 
-# The linter runs vet. Debuggers need what -w leaves out; stack traces do not.
+# The linter runs vet. Debuggers need what -w leaves out; stack traces do not. The
+# store is built first, so that the packages do not all build it at the same time.
 .PHONY: test
 test: ## all unit and integration tests, with the race detector (fetches Go modules on a fresh machine)
 	@echo "go test: the first run downloads modules and compiles everything, a few minutes; later runs take seconds"
+	@GOFLAGS= GOFIPS140=off $(GO) tool -n github.com/cmekproxy/cmekproxy/internal/proxytest/store >/dev/null
 	$(GO) test -race -shuffle=on -vet=off -ldflags=-w -timeout 20m -p 3 -exec $(CURDIR)/internal/tools/shards/shards.sh $(SLOWEST) ./...
 
 .PHONY: check

@@ -95,7 +95,7 @@ var storeProgram = sync.OnceValues(func() (string, error) {
 
 // start starts the process and reads its addresses.
 func (s *Store) start(program string) (err error) {
-	s.process = exec.CommandContext(context.Background(), program, s.root) //nolint:gosec // what the go command has built
+	s.process = exec.CommandContext(context.Background(), program, s.root) //nolint:gosec // the go command has built it
 	s.process.Dir, s.process.Stderr = s.root, os.Stderr
 	stdout, err := s.process.StdoutPipe()
 	if err != nil {
