@@ -176,12 +176,5 @@ func TestNoLeaks(t *testing.T) {
 	p.server.CloseClientConnections()
 	store.transport.CloseIdleConnections()
 
-	goleak.VerifyNone(
-		t,
-		before,
-		goleak.IgnoreAnyFunction(
-			"github.com/valyala/fasthttp.(*workerPool).workerFunc",
-		), // the embedded store keeps its workers
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).getCh.func1"),
-	)
+	goleak.VerifyNone(t, before)
 }

@@ -1107,7 +1107,7 @@ func filesBelow(t *testing.T, dir string) []string {
 	return out
 }
 
-// file returns the path at which the embedded store keeps an object.
+// file returns the path at which the store keeps an object.
 func (p *proxy) file(key string) string { return filepath.Join(store.Dir, p.bucket, key) }
 
 func (p *proxy) rewriteFile(key string, change func([]byte) []byte) {

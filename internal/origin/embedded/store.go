@@ -1,5 +1,5 @@
 // Package embedded runs a real S3 store in this process, for `cmekproxy
-// dev` and for tests. It is versitygw with the posix backend, which stores
+// dev` and for the store of the tests (internal/proxytest/store). It is versitygw with the posix backend, which stores
 // objects as files in a directory.
 //
 // There is no example: it starts a store. cmekproxy dev shows its use.
