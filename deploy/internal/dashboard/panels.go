@@ -46,8 +46,13 @@ func overview() []panel {
 			queries: []query{{`max(cmekproxy_revocation_window_seconds{})`, ""}},
 		},
 		{
-			title: "Certificate expires in", stat: true, unit: units.Seconds,
-			queries: []query{{`min(cmekproxy_tls_certificate_expiry_timestamp_seconds{}) - time()`, ""}},
+			title: "Certificates expire in", stat: true, unit: units.Seconds,
+			description: "The S3 port's certificate, the CAs of client certificates, and the ca_file of keys.",
+			queries: []query{
+				{`min(cmekproxy_tls_certificate_expiry_timestamp_seconds{}) - time()`, "S3 port"},
+				{`min(cmekproxy_tls_client_ca_expiry_timestamp_seconds{}) - time()`, "client CA"},
+				{`min(cmekproxy_kms_ca_expiry_timestamp_seconds{}) - time()`, "KMS CA"},
+			},
 		},
 	}
 }
