@@ -34,23 +34,18 @@ func (k *keyAuthorities) expiry(path string) (float64, bool) {
 func (b *backend) expiryOfAuthorities() func(yield func(string, float64)) {
 	files := &keyAuthorities{open: make(map[string]*pemfile.Pool)}
 	return func(yield func(string, float64)) {
-		values := make(map[string]float64)
+		values := labelValues{b.observer, lower, make(map[string]float64)}
 		for _, k := range b.current().Keys {
 			if k.CAFile == "" {
 				continue
 			}
-			value, known := files.expiry(k.CAFile)
-			if !known {
-				continue
+			if value, known := files.expiry(k.CAFile); known {
+				values.add(k.Name, value)
 			}
-			label := b.observer.labelOf(k.Name)
-			if before, ok := values[label]; ok {
-				value = min(value, before)
-			}
-			values[label] = value
 		}
-		for label, value := range values {
-			yield(label, value)
-		}
+		values.each(yield)
 	}
 }
+
+// lower is for values that several keys have together.
+func lower(a, b float64) float64 { return min(a, b) }

@@ -238,7 +238,7 @@ func (b *backend) measureEachKey() {
 		"cmekproxy_key_usable",
 		"1 if the KMS lets the proxy use the key, or all keys with this label, 0 if not; "+
 			"missing before the first use, and for templates.",
-		b.ofEachLabel(usableAsNumber, func(a, b float64) float64 { return min(a, b) }),
+		b.ofEachLabel(usableAsNumber, lower),
 	)
 }
 
@@ -301,21 +301,34 @@ func (b *backend) ofEachLabel(
 	together func(a, b float64) float64,
 ) func(yield func(string, float64)) {
 	return func(yield func(string, float64)) {
-		values := make(map[string]float64)
+		values := labelValues{b.observer, together, make(map[string]float64)}
 		for _, s := range b.keys.Status() {
-			value, known := of(s)
-			if !known {
-				continue
+			if value, known := of(s); known {
+				values.add(s.Name, value)
 			}
-			label := b.observer.labelOf(s.Name)
-			if before, ok := values[label]; ok {
-				value = together(before, value)
-			}
-			values[label] = value
 		}
+		values.each(yield)
+	}
+}
 
-		for label, value := range values {
-			yield(label, value)
-		}
+// labelValues are the values of keys by label. Keys that share a label have one
+// together.
+type labelValues struct {
+	observer *keyObserver
+	together func(a, b float64) float64
+	values   map[string]float64
+}
+
+func (l labelValues) add(key string, value float64) {
+	label := l.observer.labelOf(key)
+	if before, ok := l.values[label]; ok {
+		value = l.together(before, value)
+	}
+	l.values[label] = value
+}
+
+func (l labelValues) each(yield func(string, float64)) {
+	for label, value := range l.values {
+		yield(label, value)
 	}
 }
