@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -116,5 +117,24 @@ func TestUsableAsNumber(t *testing.T) {
 				t.Errorf("%s, want %s", got, want)
 			}
 		})
+	}
+}
+
+// All keys of a template have one value: the lowest, whichever comes first.
+func TestKeysOfATemplateHaveOneValue(t *testing.T) {
+	o := &keyObserver{}
+	o.labels.Store(&map[string]string{"tenant": "tenant", "main": "main"})
+	values := labelValues{o, lower, make(map[string]float64)}
+	for _, v := range []struct {
+		key   string
+		value float64
+	}{{"tenant:a", 2}, {"main", 5}, {"tenant:b", 1}, {"tenant:c", 3}} {
+		values.add(v.key, v.value)
+	}
+
+	got := make(map[string]float64)
+	values.each(func(label string, value float64) { got[label] = value })
+	if want := map[string]float64{"tenant": 1, "main": 5}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
